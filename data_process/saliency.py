@@ -1,0 +1,210 @@
+"""The Fisher pass: squared gradients of the answer loss, summed in fp32 while backward runs, and the masks made of them.
+
+    S(D)[w] = mean over batches b of D of ( ∂ CE(b) / ∂w )²          diagonal empirical Fisher, at the vanilla weights
+    m[w]    = 1  where  (S(forget)[w] + ε) / (S(preserve)[w] + ε) ≥ threshold,  ε = 1e-15
+
+Huang et al. 2024 (SFR-on, arXiv 2409.19732), Huo et al. 2025 (MMUnlearner, arXiv 2502.11051). Not in half precision: below a gradient
+of about 1.7e-4 an fp16 square is 0, and most of a mask would be decided by underflow.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import Sequence
+
+import torch
+from tqdm import tqdm
+
+from utils import checkpoint, models, run
+from utils.collate import Collator, by_modality
+from utils.data import Sample
+from utils.losses import token_nll
+from utils.masks import Mask, model_fingerprint, pack
+
+EPS = 1e-15
+
+
+class SquaredGradients:
+    """Accumulates squared gradients of `parameters` as backward produces them, and frees each gradient at once.
+
+    A full set of gradients never exists: a hook takes each one when it is complete. sums: {name: fp32 tensor} on `device`.
+    """
+
+    def __init__(self, parameters: dict[str, torch.nn.Parameter], device: torch.device):
+        self.sums = {name: torch.zeros(p.shape, dtype=torch.float32, device=device) for name, p in parameters.items()}
+        self.batches = 0
+        self._hooks = [p.register_post_accumulate_grad_hook(self._hook(name)) for name, p in parameters.items()]
+
+    def _hook(self, name: str):
+        total = self.sums[name]
+
+        def take(parameter: torch.nn.Parameter) -> None:
+            gradient = parameter.grad.to(device=total.device, dtype=torch.float32)
+            total.addcmul_(gradient, gradient)
+            parameter.grad = None
+
+        return take
+
+    def close(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+@dataclass
+class Plan:
+    """One pass: which samples, and whose gradients they feed."""
+
+    name: str
+    samples: list[Sample]
+    parameters: dict[str, torch.nn.Parameter]
+
+
+def fisher_pass(
+    model, collator: Collator, plans: Sequence[Plan], accelerator, batch_size: int, per_sample: bool, device: torch.device
+) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
+    """Sums of squared gradients over all plans of one set, and per parameter the number of batches they were summed over.
+
+    Returns ({name: fp32 tensor}, {name: batches}); the saliency is their quotient. Every process takes its share of the
+    batches and all get the same sums. Plans of one call add up: retain pictures and text knowledge are one preserve set for
+    the language part, while the vision part sees only the pictures.
+    """
+    parameters = {name: p for plan in plans for name, p in plan.parameters.items()}
+    for p in model.parameters():
+        p.requires_grad_(False)
+    for p in parameters.values():
+        p.requires_grad_(True)
+    squares, counts = SquaredGradients(parameters, device), dict.fromkeys(parameters, 0)
+    model.eval()
+    size = 1 if per_sample else batch_size
+    try:
+        for plan in plans:
+            for p in parameters.values():
+                p.requires_grad_(False)
+            for p in plan.parameters.values():
+                p.requires_grad_(True)
+            groups = by_modality(plan.samples)
+            batches = [group[i : i + size] for group in groups for i in range(0, len(group), size)]
+            for name in plan.parameters:
+                counts[name] += len(batches)
+            mine = batches[accelerator.process_index :: accelerator.num_processes]
+            for samples in tqdm(mine, desc=plan.name, unit="batch", disable=not accelerator.is_main_process, mininterval=1.0):
+                batch = collator(samples).to(accelerator.device)
+                loss = token_nll(model, batch).mean()
+                if not math.isfinite(loss.item()):
+                    raise SystemExit(f"error: the loss is {loss.item()} on {', '.join(batch.ids)}; no mask was written")
+                loss.backward()
+    finally:
+        squares.close()
+    if accelerator.num_processes > 1:
+        squares.sums = {name: accelerator.reduce(s.to(accelerator.device)).to(device) for name, s in squares.sums.items()}
+    return squares.sums, counts
+
+
+def ratio_mask(
+    forget: torch.Tensor, preserve: torch.Tensor, batches: tuple[int, int], threshold: float
+) -> torch.Tensor:
+    """The mask of one parameter from its two sums of squared gradients and their numbers of batches.
+
+    A weight with no gradient on either side is not salient (0/0 would otherwise count as 1).
+    """
+    f, p = forget / batches[0], preserve / max(batches[1], 1)
+    return ((f + EPS) / (p + EPS) >= threshold) & ((f > 0) | (p > 0))
+
+
+# ---------------------------------------------------------------- the command, the same for every benchmark
+def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
+    """Load the vanilla model, run the passes, write `<prefix>_{language,vision,both}_mask.pt` and coverage.json.
+
+    data: {"forget": pictures, "retain": pictures, "text": text questions about everybody}.
+    """
+    from accelerate import Accelerator
+
+    started, accelerator = time.monotonic(), Accelerator()
+    name = args.vanilla_dir or args.model_id
+    processor = models.load_processor(name, args.model_id)
+    model = models.load_model(name, args.dtype, args.attn).to(accelerator.device)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    part_of = models.part_of_parameters(model)
+    every = dict(model.named_parameters())
+    language = {n: p for n, p in every.items() if part_of[n] == "language"}
+    manifest = run.manifest(args, data, accelerator) | {"vanilla": name}
+    accelerator.print(f"model: {name} ({models.family_of(model).title}), {sum(p.numel() for p in every.values()):,} weights")
+
+    device = torch.device("cpu") if args.fisher_device == "cpu" else accelerator.device
+    collator = Collator(processor, models.family_of(model), args.ans_only)
+    passes = partial(
+        fisher_pass, model, collator, accelerator=accelerator, batch_size=args.batch_size, device=device,
+        per_sample=args.fisher == "sample",
+    )  # fmt: skip
+    forget, forget_batches = passes([Plan("forget pictures", data["forget"], every)])
+    preserve, preserve_batches = passes(
+        [Plan("retain pictures", data["retain"], every), Plan("text questions", data["text"], language)]
+    )
+    masks = {
+        n: ratio_mask(forget.pop(n), preserve.pop(n), (forget_batches[n], preserve_batches[n]), args.threshold)
+        for n in list(forget)
+    }
+    about = {
+        "kind": "saliency",
+        "fisher": args.fisher,
+        "threshold": args.threshold,
+        "ans_only": args.ans_only,
+        "model": {"name": str(name), "fingerprint": model_fingerprint(models.weights_folder(name))},
+        "data": {set_name: entry["fingerprint"] for set_name, entry in manifest["data"].items()},
+    }
+    if accelerator.is_main_process:
+        write_masks(args.save_dir, prefix, masks, part_of, about, manifest | run.cost(started))
+    accelerator.wait_for_everyone()
+
+
+def write_masks(save_dir: str, prefix: str, masks: dict, part_of: dict[str, str], about: dict, manifest: dict) -> None:
+    """The three files, the coverage report on screen and in coverage.json, and run.json: all of them or none."""
+    partial_dir = checkpoint.partial_folder(save_dir)
+    shutil.rmtree(partial_dir, ignore_errors=True)
+    partial_dir.mkdir(parents=True)
+    salient = {name: int(m.sum()) for name, m in masks.items()}
+    for part in ("language", "vision", "both"):
+        names = [n for n in masks if part in (part_of[n], "both")]
+        mask = Mask(
+            {n: pack(masks[n]) for n in names},
+            {n: list(masks[n].shape) for n in names},
+            about | {"part": part, "salient": {n: salient[n] for n in names}},
+        )
+        mask.save(partial_dir / f"{prefix}_{part}_mask.pt")
+    report = coverage(salient, {n: m.numel() for n, m in masks.items()}, part_of)
+    checkpoint.write_json(partial_dir / "coverage.json", report)
+    checkpoint.write_json(partial_dir / "run.json", manifest)
+    checkpoint.publish(partial_dir, save_dir)
+    print_coverage(report)
+    print(f"saved {save_dir}: " + ", ".join(f"{prefix}_{part}_mask.pt" for part in ("language", "vision", "both")))
+
+
+def coverage(salient: dict[str, int], sizes: dict[str, int], part_of: dict[str, str]) -> dict[str, dict[str, dict]]:
+    """{part: {group: {"salient", "weights", "share"}}}; a group is a numbered layer, or a module outside the layers."""
+    report: dict[str, dict[str, dict]] = {}
+    for name, size in sizes.items():
+        layer = re.match(r"(.*?\.(?:layers|blocks|global_layers)\.\d+)\.", name)
+        group = (layer.group(1) if layer else name.rpartition(".")[0]).removeprefix("model.")
+        for key in (group, "all"):
+            entry = report.setdefault(part_of[name], {}).setdefault(key, {"salient": 0, "weights": 0})
+            entry["salient"] += salient[name]
+            entry["weights"] += size
+    for groups in report.values():
+        for entry in groups.values():
+            entry["share"] = round(entry["salient"] / entry["weights"], 6)
+    return report
+
+
+def print_coverage(report: dict[str, dict[str, dict]]) -> None:
+    print(f"\n{'salient weights':44} {'salient':>14} {'of':>14} {'share':>8}")
+    for part, groups in report.items():
+        for group, entry in sorted(groups.items(), key=lambda item: item[0] != "all"):
+            label = f"{part}" if group == "all" else f"  {group}"
+            print(f"{label:44} {entry['salient']:14,} {entry['weights']:14,} {100 * entry['share']:7.2f}%")
+    print()

@@ -1,0 +1,78 @@
+"""What a run leaves on disk: a whole Hugging Face checkpoint with `run.json` and `log.jsonl`, or nothing under that name.
+
+While a run works, everything lies in a hidden neighbour, `.<name>.partial`; when it is whole the folder is renamed. The training
+state that --save_steps keeps lies there too.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from utils.cli import Problems
+
+PACKAGES = ("torch", "transformers", "accelerate", "peft", "pillow", "numpy")
+
+
+def partial_folder(save_dir: str | Path) -> Path:
+    save_dir = Path(save_dir)
+    return save_dir.with_name(f".{save_dir.name}.partial")
+
+
+def check_save_dir(save_dir: str | None, problems: Problems, inputs: dict[str, str | None], resume: bool = False) -> None:
+    """Add a problem unless `save_dir` is free, empty, or holds an earlier run of ours that may be replaced.
+
+    inputs: {flag: folder} that the run reads and must not overwrite.
+    """
+    if not save_dir:
+        return
+    folder = Path(save_dir)
+    for flag, given in inputs.items():
+        if given and Path(given).exists() and folder.resolve() == Path(given).resolve():
+            problems.add(f"--save_dir: {save_dir} is the same folder as {flag}")
+            return
+    if folder.is_file() or any(p.is_file() for p in folder.parents):
+        problems.add(f"--save_dir: {save_dir} is or lies under a file")
+    elif folder.is_dir() and any(folder.iterdir()) and not (folder / "run.json").is_file():
+        problems.add(f"--save_dir: {save_dir} exists and was not written by this suite (no run.json); choose another folder")
+    if resume and not (partial_folder(folder) / "state" / "progress.json").is_file():
+        problems.add(f"--resume: no kept state for {save_dir}; start without --resume and with --save_steps N")
+
+
+def git_commit() -> str | None:
+    """The commit of this suite, with "+" when files differ from it; None outside a git checkout."""
+    root = Path(__file__).resolve().parent.parent
+    git = lambda *words: subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+    if shutil.which("git") is None or git("rev-parse", "--git-dir").returncode:
+        return None
+    head = git("rev-parse", "HEAD").stdout.strip()
+    return head + ("+" if git("status", "--porcelain", "--untracked-files=no").stdout.strip() else "")
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in PACKAGES}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write the file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def publish(partial: Path, save_dir: str | Path) -> None:
+    """Give the finished folder its final name; an earlier run of that name goes only now."""
+    save_dir = Path(save_dir)
+    if save_dir.exists():
+        old = save_dir.with_name(f".{save_dir.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        save_dir.rename(old)
+        partial.rename(save_dir)
+        shutil.rmtree(old)
+    else:
+        partial.rename(save_dir)

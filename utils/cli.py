@@ -1,0 +1,243 @@
+"""The command line that all scripts share: flags are declared once, and every mistake is told at once.
+
+Nothing here imports torch, so that `--help` and a wrong flag answer immediately.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from typing import Callable
+
+
+@dataclass(frozen=True)
+class Bad:
+    """What a flag's converter returns for a value that it cannot read, so that parsing goes on and all are reported."""
+
+    why: str
+
+
+class Problems:
+    """Collects what is wrong with the input; `stop()` prints it all, one line each, and ends with exit code 2."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(self, line: str) -> None:
+        if line not in self.lines:
+            self.lines.append(line)
+
+    def stop(self) -> None:
+        """Exit with code 2 if anything was added."""
+        if self.lines:
+            sys.exit(_fail(self.lines))
+
+
+def _fail(lines: list[str]) -> int:
+    for line in lines:
+        print(f"error: {line}", file=sys.stderr)
+    return 2
+
+
+# ---------------------------------------------------------------- values
+def boolean(text: str) -> bool | Bad:
+    """`True` / `False` in any case, also 1/0 and yes/no."""
+    known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    return known.get(text.lower(), Bad(f"'{text}' is neither True nor False"))
+
+
+def ratio(text: str) -> int | Bad:
+    """A forget ratio in percent: `05` and `5` are the same."""
+    return int(text) if text.isdigit() else Bad(f"'{text}' is not a percentage such as 5 or 05")
+
+
+def number(kind: type, low: float, high: float = float("inf"), above: bool = False) -> Callable:
+    """A converter for an int or a float in [low, high], or in (low, high] with `above`."""
+
+    def convert(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            return Bad(f"'{text}' is not {'a whole number' if kind is int else 'a number'}")
+        if low <= value <= high and not (above and value == low):
+            return value
+        span = f"above {low:g}" if above else f"at least {low:g}"
+        return Bad(f"{text} is out of range ({span}{f', at most {high:g}' if high < float('inf') else ''})")
+
+    return convert
+
+
+def choice(*names: str) -> Callable:
+    """A converter for one of a few words."""
+    return lambda text: text if text in names else Bad(f"'{text}' is none of {', '.join(names)}")
+
+
+def choices(*names: str) -> Callable:
+    """A converter for some of a few words, separated by commas, in the order given here."""
+
+    def convert(text: str):
+        wanted = [word.strip() for word in text.split(",") if word.strip()]
+        wrong = [word for word in wanted if word not in names]
+        if wrong or not wanted:
+            return Bad(f"'{text}': {', '.join(wrong) or 'nothing'} is none of {', '.join(names)}")
+        return [name for name in names if name in wanted]
+
+    return convert
+
+
+# ---------------------------------------------------------------- parser
+def parser(doc: str) -> argparse.ArgumentParser:
+    """An argument parser whose help opens with the script's docstring."""
+    return argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+
+def flag(p, *names: str, default: bool, help: str) -> None:
+    """A boolean flag: `--x`, `--x True` and `--x False` all work."""
+    p.add_argument(*names, type=boolean, nargs="?", const=True, default=default, metavar="True|False", help=help)
+
+
+def parse(p: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse; `args.problems` holds every mistake so far. Checks of files add to it, then somebody calls `stop()`."""
+    required = [action for action in p._actions if action.required]
+    for action in required:
+        action.required = False  # collected below, together with the other mistakes
+    args, unknown = p.parse_known_args(argv)
+    args.problems = Problems()
+    for action in p._actions:
+        value = getattr(args, action.dest, None)
+        if isinstance(value, Bad):
+            args.problems.add(f"{action.option_strings[0]}: {value.why}")
+        if action in required and value is None:
+            args.problems.add(f"{action.option_strings[0]} is missing: {action.help}")
+    for word in unknown:
+        args.problems.add(f"{word}: unknown argument (see --help)")
+    if any(isinstance(value, Bad) for value in vars(args).values()) or unknown:
+        args.problems.stop()  # values that could not be read cannot be checked further
+    return args
+
+
+# ---------------------------------------------------------------- groups of flags
+def add_model_args(p: argparse.ArgumentParser, vanilla: bool = True) -> None:
+    """--model_id and, with `vanilla`, --vanilla_dir; precision and attention."""
+    g = p.add_argument_group("model")
+    g.add_argument("--model_id", required=True, help="original model: a folder or a Hugging Face id")
+    if vanilla:
+        g.add_argument(
+            "--vanilla_dir", help="vanilla (fine-tuned) model to unlearn; default: --model_id is the vanilla model"
+        )
+    g.add_argument(
+        "--dtype",
+        type=choice("auto", "fp32", "bf16"),
+        default="auto",
+        help="weights and arithmetic; default auto: bf16 on a GPU, fp32 on the CPU",
+    )
+    g.add_argument(
+        "--attn",
+        type=choice("sdpa", "eager", "flash_attention_2"),
+        default="sdpa",
+        help="attention kernel; default sdpa; flash_attention_2 needs a GPU and the flash-attn package",
+    )
+
+
+def add_data_args(p: argparse.ArgumentParser, folder: str) -> None:
+    """--data_split_dir, --forget_ratio, --skip_bad_rows."""
+    g = p.add_argument_group("data")
+    g.add_argument(
+        "--data_split_dir",
+        "--data_folder",
+        "--data_dir",
+        default=folder,
+        help=f"benchmark folder; default {folder}; its neighbours of the same benchmark are found by themselves",
+    )
+    g.add_argument(
+        "--forget_ratio",
+        "--forget_split_ratio",
+        type=ratio,
+        default=5,
+        help="percentage of people to forget; default 5 (05 is the same)",
+    )
+    flag(g, "--skip_bad_rows", default=False, help="leave out rows that cannot be read and count them; default False")
+
+
+def add_lora_args(p: argparse.ArgumentParser, default: bool) -> None:
+    """--lora and its sizes; the adapter is merged into the weights on save."""
+    g = p.add_argument_group("LoRA")
+    flag(g, "--lora", default=default, help=f"train a LoRA adapter, merged on save; default {default}; False: all weights")
+    g.add_argument("--lora_r", type=number(int, 1), default=16, help="rank; default 16")
+    g.add_argument("--lora_alpha", type=number(float, 0, above=True), default=16, help="scale; default 16")
+    g.add_argument("--lora_dropout", type=number(float, 0, 0.99), default=0.05, help="dropout; default 0.05")
+    g.add_argument(
+        "--lora_parts",
+        type=choice("language", "vision", "both"),
+        default="both",
+        help="which part's linear layers get an adapter; default both",
+    )
+
+
+def add_train_args(p: argparse.ArgumentParser) -> None:
+    """Where the run is saved, optimizer, schedule, loss tokens, seed, and how it is logged and continued."""
+    g = p.add_argument_group("training")
+    g.add_argument("--save_dir", required=True, help="folder for the resulting model")
+    g.add_argument("--batch_size", type=number(int, 1), default=4, help="samples per process and forward; default 4")
+    g.add_argument(
+        "--gradient_accumulation_steps", type=number(int, 1), default=1, help="forwards per optimizer step; default 1"
+    )
+    g.add_argument("--lr", type=number(float, 0, above=True), default=1e-5, help="peak learning rate; default 1e-5")
+    g.add_argument("--num_epochs", type=number(int, 1), default=1, help="epochs; default 1")
+    g.add_argument(
+        "--lr_schedule",
+        type=choice("linear", "cosine", "constant"),
+        default="linear",
+        help="decay over all optimizer steps; default linear",
+    )
+    g.add_argument("--warmup_ratio", type=number(float, 0, 1), default=0.0, help="share of steps to warm up; default 0")
+    g.add_argument("--weight_decay", type=number(float, 0), default=0.0, help="AdamW decay; default 0")
+    g.add_argument("--adam_eps", type=number(float, 0, above=True), default=1e-8, help="AdamW epsilon; default 1e-8")
+    g.add_argument(
+        "--max_grad_norm", type=number(float, 0), default=1.0, help="clip the gradient norm to this; default 1; 0: never"
+    )
+    flag(
+        g,
+        "--ans_only",
+        default=True,
+        help="loss on the answer and its end-of-turn token; default True; False: on every text token",
+    )
+    flag(g, "--shuffle", default=True, help="shuffle each epoch by the seed; default True")
+    flag(g, "--gradient_checkpointing", default=False, help="less memory, about a third more time; default False")
+    g.add_argument("--num_workers", type=number(int, 0), default=0, help="processes that prepare batches; default 0")
+    g.add_argument("--seed", type=number(int, 0), default=42, help="fixes data order and dropout; default 42")
+    g.add_argument(
+        "--save_steps",
+        type=number(int, 0),
+        default=0,
+        help="keep the whole training state every so many optimizer steps; default 0: never",
+    )
+    flag(g, "--resume", default=False, help="go on from the state that --save_steps kept; default False")
+
+
+def add_mask_args(p: argparse.ArgumentParser) -> None:
+    """What a mask is made with: Fisher kind, batch, threshold, where the sums live."""
+    g = p.add_argument_group("saliency")
+    g.add_argument("--save_dir", required=True, help="folder for the mask files")
+    g.add_argument(
+        "--fisher",
+        type=choice("batch", "sample"),
+        default="batch",
+        help="square the gradient of each batch's mean loss (default, as in the paper's code), or of each sample's loss",
+    )
+    g.add_argument("--batch_size", type=number(int, 1), default=4, help="samples per batch; default 4")
+    g.add_argument(
+        "--threshold", type=number(float, 0, above=True), default=1.0, help="salient where the ratio reaches it; default 1"
+    )
+    g.add_argument(
+        "--fisher_device",
+        type=choice("model", "cpu"),
+        default="model",
+        help="where the sums lie (8 bytes per weight); default model: beside it; cpu: slower, for small GPUs",
+    )
+    flag(g, "--ans_only", default=True, help="loss on the answer only; default True; False: on every text token")
+    flag(g, "--gradient_checkpointing", default=False, help="less memory, about a third more time; default False")
+    g.add_argument("--seed", type=number(int, 0), default=42, help="recorded with the mask; default 42")

@@ -1,0 +1,130 @@
+"""From samples to tensors: chat rendering, exact answer labels, batches.
+
+The answer's tokens are never searched for. The chat template is rendered up to the generation prompt, the answer and its
+end-of-turn token are appended, and since they stand at the very end (after every picture), the number of their tokens is
+counted from the right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Iterable, Sequence
+
+import torch
+
+from utils.data import Sample
+
+IGNORE = -100  # label of a token that does not count, as in torch's cross-entropy
+
+
+@dataclass
+class Batch:
+    """`inputs` for the model (`input_ids` (B, T), pictures in the family's own form), `labels` (B, T), sample ids."""
+
+    inputs: dict[str, torch.Tensor]
+    labels: torch.Tensor
+    ids: list[str]
+
+    def to(self, device) -> Batch:
+        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
+        return Batch(inputs, self.labels.to(device, non_blocking=True), self.ids)
+
+
+class Chat:
+    """The model's own chat template, taken apart once: what stands between prompt and answer, and what ends a turn.
+
+    end: the template's own end-of-turn token; the tokenizer's EOS where the template has none (LLaVA-1.5).
+    """
+
+    PROBE = "Zq"  # an answer that no template alters
+
+    def __init__(self, processor):
+        self.processor = processor
+        question = [{"role": "user", "content": [{"type": "text", "text": "q"}]}]
+        reply = {"role": "assistant", "content": [{"type": "text", "text": self.PROBE}]}
+        prompt = self._render(question, add_generation_prompt=True)
+        whole = self._render([*question, reply])
+        if not whole.startswith(prompt.rstrip()) or whole.count(self.PROBE) != 1:
+            raise ValueError("the chat template's generation prompt is not the beginning of an answered turn")
+        self.lead, tail = whole[len(prompt) :].split(self.PROBE)
+        special = [token for token in processor.tokenizer.all_special_tokens if tail.lstrip().startswith(token)]
+        self.end = max(special, key=len) if special else processor.tokenizer.eos_token
+
+    def _render(self, messages, **kwargs) -> str:
+        if "date_string" in self.processor.chat_template:
+            # Llama-3.2's template prints today's date in text-only prompts, which would change the numbers tomorrow
+            kwargs["date_string"] = "26 Jul 2024"
+        return self.processor.apply_chat_template(messages, tokenize=False, **kwargs)
+
+    def prompt(self, question: str, pictures: int, shots: Sequence[tuple[str, int, str]] = ()) -> str:
+        """The text up to where the answer begins. shots: solved examples (question, pictures, answer) as earlier turns."""
+        turn = lambda text, n: {"role": "user", "content": [{"type": "image"}] * n + [{"type": "text", "text": text}]}
+        messages = []
+        for text, n, answer in shots:
+            messages += [turn(text, n), {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+        return self._render([*messages, turn(question, pictures)], add_generation_prompt=True)
+
+    def answer(self, text: str) -> str:
+        return f"{self.lead}{text.strip()}{self.end}"
+
+
+class Collator:
+    """Samples -> Batch, right-padded. All samples of a call have a picture, or none has.
+
+    ans_only: labels on the answer and its end-of-turn token; else on every text token. Never on padding or picture tokens.
+    end_of_turn: whether the end-of-turn token counts (option scoring leaves it out).
+    """
+
+    def __init__(self, processor, family, ans_only: bool = True, end_of_turn: bool = True):
+        self.processor, self.tokenizer, self.chat = processor, processor.tokenizer, Chat(processor)
+        self.ans_only, self.end_of_turn = ans_only, end_of_turn
+        self.image_ids = torch.tensor(self.tokenizer.convert_tokens_to_ids(list(family.image_tokens)))
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        answers = [self.chat.answer(s.answer) for s in samples]
+        texts = [self.chat.prompt(s.question, int(s.picture is not None)) + a for s, a in zip(samples, answers)]
+        pictures = [[s.picture.load()] for s in samples if s.picture is not None]
+        inputs = encode(self.processor, texts, pictures, padding_side="right")
+        labels = torch.full_like(inputs["input_ids"], IGNORE)  # (B, T)
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        for row, (text, answer, length) in enumerate(zip(texts, answers, lengths)):
+            start = length - self._answer_tokens(text, answer) if self.ans_only else 0
+            stop = length if self.end_of_turn else length - 1
+            labels[row, start:stop] = inputs["input_ids"][row, start:stop]
+        labels[torch.isin(labels, self.image_ids)] = IGNORE
+        return Batch(inputs, labels, [s.id for s in samples])
+
+    def _answer_tokens(self, text: str, answer: str) -> int:
+        """How many tokens at the end of `text` hold characters of `answer`.
+
+        Counted on the text before pictures are expanded: that changes nothing behind the last picture.
+        """
+        spans = self.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        begin = len(text) - len(answer)
+        # a blank before the answer may be a token's first character ("▁Paris"); what must not count is the prompt's text
+        begin += len(answer) - len(answer.lstrip())
+        return sum(end > begin for _, end in spans)
+
+
+def encode(processor, texts: list[str], pictures: list[list], padding_side: str) -> dict[str, torch.Tensor]:
+    """The processor's tensors for rendered texts and their pictures (one list per text, or none at all)."""
+    bos = processor.tokenizer.bos_token
+    return dict(
+        processor(
+            text=texts,
+            images=pictures or None,
+            padding=True,
+            padding_side=padding_side,
+            add_special_tokens=not (bos and texts[0].startswith(bos)),  # a template may have written BOS already
+            return_tensors="pt",
+        )
+    )
+
+
+def by_modality(samples: Iterable) -> list[list]:
+    """The samples with a picture and those without, each in their order; empty groups left out.
+
+    Batches never mix the two: Llama-3.2-Vision cannot, and the others would carry pictures through text rows.
+    """
+    groups = [[s for s in samples if s.picture is not None], [s for s in samples if s.picture is None]]
+    return [group for group in groups if group]

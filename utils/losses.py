@@ -1,0 +1,40 @@
+"""What every objective is built from: log-likelihoods at the labelled tokens.
+
+A method's loss function returns a vector of terms, one per labelled token (or one per sample); the training loop takes the
+mean over all terms of an optimizer step, however the step is cut into forwards and processes. So a loss never divides.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from utils.collate import IGNORE, Batch
+
+
+def label_logits(model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits where there are labels, and only there.
+
+    Returns:
+        logits (N, V) in fp32, targets (N,), and for each of the N labelled tokens the index of its sample, (N,).
+    """
+    targets = batch.labels[:, 1:]  # (B, T-1): the logits at t predict the token at t+1
+    labelled = targets != IGNORE
+    columns = labelled.any(dim=0).nonzero().squeeze(1)  # (K,) positions where some row has a label
+    logits = model(**batch.inputs, use_cache=False, logits_to_keep=columns).logits  # (B, K, V)
+    labelled = labelled[:, columns]
+    rows = labelled.nonzero()[:, 0]
+    return logits[labelled].float(), targets[:, columns][labelled], rows
+
+
+def token_nll(model, batch: Batch) -> torch.Tensor:
+    """−log p(token) of every labelled token, (N,). Its mean is the cross-entropy CE."""
+    logits, targets, _ = label_logits(model, batch)
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
+def sequence_log_prob(model, batch: Batch) -> torch.Tensor:
+    """log p(answer | prompt) of every sample, the sum over its labelled tokens, (B,)."""
+    logits, targets, rows = label_logits(model, batch)
+    log_prob = -F.cross_entropy(logits, targets, reduction="none")
+    return log_prob.new_zeros(len(batch.ids)).index_add(0, rows, log_prob)

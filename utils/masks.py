@@ -1,0 +1,172 @@
+"""Saliency masks: their file format, their checks, and the masked optimizer step.
+
+File (torch.save of plain types and tensors, loads with `weights_only=True`):
+    {"format": FORMAT, "weight": {parameter name: uint8 (ceil(n/8),), one bit per weight, first weight in the highest bit},
+     "shape": {parameter name: [..]}, "part", "kind", "fisher", "threshold", "model" (fingerprint), "data" {set: fingerprint},
+     "salient": {parameter name: count}}
+A mask names the weights that the forget step may change. A parameter that is not named is outside the mask.
+Files of the paper's released code, {"weight": {name: bool tensor}} with transformers 4 names, load too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils.models import FAMILIES
+
+FORMAT = "mmunlearner-mask-1"
+
+
+class MaskError(ValueError):
+    """A mask that cannot be applied; the message says why and what to do."""
+
+
+def pack(mask: torch.Tensor) -> torch.Tensor:
+    """bool tensor of any shape -> uint8 (ceil(n/8),)."""
+    return torch.from_numpy(np.packbits(mask.flatten().cpu().numpy()))
+
+
+def unpack(bits: torch.Tensor, shape: torch.Size | list[int]) -> torch.Tensor:
+    """Inverse of `pack`, on the device of `bits`."""
+    places = torch.arange(7, -1, -1, device=bits.device, dtype=torch.uint8)
+    flat = ((bits[:, None] >> places) & 1).flatten()
+    return flat[: int(np.prod(shape))].view(*shape).bool()
+
+
+# ---------------------------------------------------------------- the mask in memory
+@dataclass
+class Mask:
+    """bits and shape per parameter name; `about` is what the file says of its origin."""
+
+    bits: dict[str, torch.Tensor]
+    shapes: dict[str, list[int]]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def count(self) -> tuple[int, int]:
+        """(salient weights, weights that the mask names)."""
+        salient = sum(int(np.unpackbits(b.cpu().numpy()).sum()) for b in self.bits.values())
+        return salient, sum(int(np.prod(shape)) for shape in self.shapes.values())
+
+    def of(self, name: str) -> torch.Tensor | None:
+        """The bool mask of one parameter, None if it is outside."""
+        return unpack(self.bits[name], self.shapes[name]) if name in self.bits else None
+
+    def to(self, device) -> Mask:
+        return Mask({name: bits.to(device) for name, bits in self.bits.items()}, self.shapes, self.about)
+
+    def save(self, path: Path) -> None:
+        """Write the file whole or not at all."""
+        temporary = path.with_name(f".{path.name}.part")
+        torch.save({"format": FORMAT, "weight": self.bits, "shape": self.shapes, **self.about}, temporary)
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: str, model_type: str) -> Mask:
+        """Read either format. Raises MaskError for a file that is no mask."""
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as why:  # torch raises whatever the pickle or zip reader met; all mean the same here
+            raise MaskError(f"{path} is not a mask file: {str(why).splitlines()[0]}") from why
+        if not isinstance(content, dict) or not isinstance(content.get("weight"), dict):
+            raise MaskError(f"{path} is not a mask file: it holds no 'weight'")
+        weight = content.pop("weight")
+        if content.pop("format", None) == FORMAT:
+            return cls(weight, content.pop("shape"), content)
+        # released format; its parameters without gradient carry the integer 0: outside the mask
+        weight = {today(name, model_type): m for name, m in weight.items() if isinstance(m, torch.Tensor)}
+        bits = {name: pack(m.bool()) for name, m in weight.items()}
+        return cls(bits, {name: list(m.shape) for name, m in weight.items()}, {"kind": "released"})
+
+    def check(self, shapes: dict[str, list[int]]) -> None:
+        """Raises MaskError unless every name and shape is the model's and at least one weight is salient.
+
+        shapes: {parameter name: shape} of the model.
+        """
+        strange = [name for name in self.bits if name not in shapes]
+        if strange:
+            raise MaskError(
+                f"it names {len(strange)} of {len(self.bits)} parameters that the model does not have, e.g. {strange[0]};"
+                " make a mask for this model with data_process/MLLMU_gen_mask.py"
+            )
+        wrong = [name for name in self.bits if list(self.shapes[name]) != list(shapes[name])]
+        if wrong:
+            name = wrong[0]
+            raise MaskError(f"{name} has shape {list(self.shapes[name])} in the mask and {shapes[name]} in the model")
+        if self.count()[0] == 0:
+            raise MaskError("it lets no weight change: forgetting would silently do nothing")
+
+
+def today(name: str, model_type: str) -> str:
+    """A transformers 4 parameter name as transformers 5 writes it."""
+    for pattern, new in FAMILIES[model_type].old_names:
+        renamed = re.sub(pattern, new, name)
+        if renamed != name:
+            return renamed
+    return name
+
+
+# ---------------------------------------------------------------- the masked step
+@torch.no_grad()
+def mask_gradients(named_parameters: dict[str, torch.nn.Parameter], mask: Mask) -> None:
+    """grad <- mask ⊙ grad; no gradient at all for a parameter of which nothing is salient."""
+    for name, parameter in named_parameters.items():
+        if parameter.grad is None:
+            continue
+        if name in mask.bits and mask.bits[name].any():
+            parameter.grad.mul_(mask.of(name))
+        else:
+            parameter.grad = None
+
+
+@torch.no_grad()
+def masked_step(optimizer: torch.optim.Optimizer, names: dict[int, str], mask: Mask) -> None:
+    """One optimizer step after which every weight outside the mask, and its moments, are bit for bit what they were.
+
+    A masked gradient alone does not achieve that: momentum and decay move weights whose gradient is zero. The optimizer is
+    run over one parameter at a time, so that what is kept aside is never more than copies of one parameter. Its step counter
+    (one number per parameter) does advance.
+
+    names: {id(parameter): name}.
+    """
+    groups = optimizer.param_groups
+    try:
+        for group in groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                keep = ~mask.of(names[id(parameter)])
+                old = {"value": parameter.detach()[keep]}
+                state = optimizer.state.get(parameter, {})
+                old |= {k: v[keep] for k, v in state.items() if torch.is_tensor(v) and v.shape == parameter.shape}
+                optimizer.param_groups = [{**group, "params": [parameter]}]
+                optimizer.step()
+                parameter[keep] = old.pop("value")
+                for key, value in optimizer.state[parameter].items():
+                    if torch.is_tensor(value) and value.shape == parameter.shape:
+                        value[keep] = old.get(key, torch.zeros((), dtype=value.dtype, device=value.device))
+    finally:
+        optimizer.param_groups = groups
+
+
+# ---------------------------------------------------------------- which model a mask belongs to
+def model_fingerprint(folder: Path) -> str:
+    """16 hex digits from the weight files: their headers, sizes and a sample of their bytes (a 15 GB model takes a second)."""
+    digest = hashlib.sha256()
+    config = json.loads((folder / "config.json").read_text())
+    digest.update(str(config.get("model_type")).encode())
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for k in range(64):
+                file.seek(size * k // 64)
+                digest.update(file.read(1 << 14))
+    return digest.hexdigest()[:16]

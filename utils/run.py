@@ -1,0 +1,89 @@
+"""What every command does around its work: check all input first, and write down what was run."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from utils import checkpoint, models
+from utils.data import Sample, fingerprint
+
+
+def check(args, data: dict[str, list[Sample]], bench) -> None:
+    """Everything that can be wrong is told here, at once, before torch is imported or a model loads."""
+    vanilla = getattr(args, "vanilla_dir", None)
+    models.check_model(args.model_id, "--model_id", args.problems)
+    models.check_model(vanilla, "--vanilla_dir", args.problems)
+    models.check_processor([("--vanilla_dir", vanilla), ("--model_id", args.model_id)], args.problems)
+    inputs = {"--model_id": args.model_id, "--vanilla_dir": vanilla, "--data_split_dir": args.data_split_dir}
+    checkpoint.check_save_dir(args.save_dir, args.problems, inputs, getattr(args, "resume", False))
+    check_mask_file(args, vanilla or args.model_id)
+    args.problems.stop()
+    if os.environ.get("RANK", "0") != "0":
+        return
+    for line in bench.notes:
+        print(f"note: {line}")
+    for name, samples in data.items():
+        people = len({s.id.split("/")[1] for s in samples})
+        print(f"{name}: {len(samples)} questions of {people} people, {sum(s.picture is None for s in samples)} of them text-only")
+
+
+def check_mask_file(args, model_name: str | None) -> None:
+    """--grad_mask_path: there, a mask, of this model, and not together with LoRA."""
+    path = getattr(args, "grad_mask_path", None)
+    if not path:
+        return
+    if args.lora:
+        args.problems.add(
+            "--lora: a mask is over full weights and would not reach an adapter's; use --lora False with --grad_mask_path"
+        )
+    if not Path(path).is_file():
+        args.problems.add(f"--grad_mask_path: no such file: {path}")
+    if args.problems.lines or models.local_folder(model_name) is None:
+        return  # a hub model is checked when it is there
+    from utils.masks import Mask, MaskError, model_fingerprint
+
+    empty = models.empty_model(model_name)
+    try:
+        mask = Mask.load(path, empty.config.model_type)
+        mask.check({name: list(p.shape) for name, p in empty.named_parameters()})
+        made_for = mask.about.get("model", {}).get("fingerprint")
+        if made_for and made_for != model_fingerprint(Path(model_name)):
+            raise MaskError(
+                f"it was made for other weights ({mask.about['model']['name']}) than {model_name};"
+                " run data_process/MLLMU_gen_mask.py on this model"
+            )
+    except MaskError as why:
+        args.problems.add(f"--grad_mask_path: {why}")
+
+
+# ---------------------------------------------------------------- what was run
+def manifest(args, data: dict[str, list], accelerator) -> dict[str, Any]:
+    """The beginning of a run.json: resolved arguments, versions, commit, device, and a fingerprint of each data set."""
+    return {
+        "script": Path(sys.argv[0]).name,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "arguments": {name: value for name, value in vars(args).items() if name != "problems"},
+        "seed": args.seed,
+        "git_commit": checkpoint.git_commit(),
+        "versions": checkpoint.versions(),
+        "device": str(accelerator.device),
+        "processes": accelerator.num_processes,
+        "data": {name: {"samples": len(items), "fingerprint": fingerprint(items)} for name, items in data.items()},
+    }
+
+
+def cost(started: float) -> dict[str, Any]:
+    """Wall time since `started` (time.monotonic) and peak memory of this process, for the end of a run.json."""
+    import torch
+
+    return {
+        "seconds": round(time.monotonic() - started, 1),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # ru_maxrss is in KiB
+        "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+    }

@@ -1,0 +1,324 @@
+"""The run around a method: set-up, batches, the stepping loop, and the finished checkpoint.
+
+    trainer = Trainer(args, data)                                        # seed, model, optimizer
+    trainer.fit(alternate(Phase("forget", ...), Phase("retain", ...)))   # the order of the steps of one epoch
+    trainer.save()
+
+A phase is a data set with its loss and, perhaps, a mask. The loss returns one term per token or per sample (utils/losses.py);
+each optimizer step follows the mean over all its terms, so that the same global batch gives the same step however it is cut
+into accumulated forwards and processes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Callable, Iterator
+
+from utils import checkpoint, models, run
+from utils.data import Sample
+
+if TYPE_CHECKING:
+    import torch
+
+    from utils.collate import Batch
+    from utils.masks import Mask
+
+    Loss = Callable[[torch.nn.Module, Batch], torch.Tensor]
+
+DIVERGED = 3  # exit code of a run whose loss is no longer finite
+
+
+@dataclass
+class Phase:
+    """One kind of step: which samples, which loss, and which weights may move (all without a mask)."""
+
+    name: str
+    samples: list[Sample]
+    loss: Loss
+    mask: Mask | None = None
+
+
+# ---------------------------------------------------------------- the order of steps
+@dataclass
+class Order:
+    """The phases of a run and, given how many batches each has, the sequence of steps of one epoch."""
+
+    phases: tuple[Phase, ...]
+    epoch: Callable[[dict[str, int]], Iterator[Phase]]
+
+
+def once(phase: Phase) -> Order:
+    """One epoch: every batch of one data set."""
+    return Order((phase,), lambda batches: (phase for _ in range(batches[phase.name])))
+
+
+def alternate(forget: Phase, retain: Phase) -> Order:
+    """One epoch: once over the retain data, a forget step before every k-th retain step; the forget data cycle.
+
+    k = max(1, retain batches // forget batches), so that an epoch passes about once over both.
+    """
+
+    def epoch(batches: dict[str, int]) -> Iterator[Phase]:
+        every = max(1, batches[retain.name] // batches[forget.name])
+        for i in range(batches[retain.name]):
+            if i % every == 0:
+                yield forget
+            yield retain
+
+    return Order((forget, retain), epoch)
+
+
+class Stream:
+    """An endless, seeded sequence of global batches of one data set; each pass is shuffled anew.
+
+    A global batch is what one optimizer step sees: batch_size × processes × accumulated forwards samples, all with a picture or
+    all without. Which samples it holds does not depend on how many processes share it.
+    """
+
+    def __init__(self, samples: list[Sample], size: int, seed: str, shuffle: bool):
+        from utils.collate import by_modality
+
+        self.groups, self.size, self.seed, self.shuffle = by_modality(samples), size, seed, shuffle
+        self.batches_per_pass = sum(math.ceil(len(group) / size) for group in self.groups)
+
+    def one_pass(self, number: int) -> list[list[Sample]]:
+        rng = random.Random(f"{self.seed}/{number}")
+        batches = []
+        for group in self.groups:
+            order = rng.sample(group, len(group)) if self.shuffle else group
+            batches += [order[i : i + self.size] for i in range(0, len(order), self.size)]
+        if self.shuffle:
+            rng.shuffle(batches)
+        return batches
+
+    def starting_at(self, position: int) -> Iterator[list[Sample]]:
+        number, offset = divmod(position, self.batches_per_pass)
+        while True:
+            yield from self.one_pass(number)[offset:]
+            number, offset = number + 1, 0
+
+
+# ---------------------------------------------------------------- the trainer
+class Trainer:
+    """Loads the vanilla model, steps it, and saves it. `data` are all samples of the run, for its manifest."""
+
+    def __init__(self, args, data: dict[str, list[Sample]], model_name: str | None = None):
+        import torch
+        from accelerate import Accelerator, DistributedDataParallelKwargs
+        from accelerate.utils import set_seed
+
+        self.args, self.started = args, time.monotonic()
+        # text-only batches leave the vision part without gradients
+        self.accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+        set_seed(args.seed)
+        self.vanilla = model_name or getattr(args, "vanilla_dir", None) or args.model_id
+        self.processor = models.load_processor(self.vanilla, args.model_id)
+        model = models.load_model(self.vanilla, args.dtype, args.attn)
+        self.family = models.family_of(model)
+        if args.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if args.lora:
+            model = models.add_lora(model, args)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            trained, lr=args.lr, weight_decay=args.weight_decay, eps=args.adam_eps, fused=True
+        )
+        self.model, self.optimizer = self.accelerator.prepare(model.train(), self.optimizer)
+        self.parameters = dict(self.accelerator.unwrap_model(self.model).named_parameters())
+        self.partial = checkpoint.partial_folder(args.save_dir)
+        self.manifest = run.manifest(args, data, self.accelerator) | {"vanilla": self.vanilla}
+        self.say(f"model: {self.vanilla} ({self.family.title}), {sum(p.numel() for p in trained):,} weights trained")
+        self.say("settings: " + " ".join(f"{k}={v}" for k, v in self.manifest["arguments"].items() if v is not None))
+
+    def say(self, line: str) -> None:
+        self.accelerator.print(line)
+
+    def load_mask(self, path: str) -> Mask:
+        """The mask on the device, checked against the loaded model. Its coverage is printed. Ends the run if it does not fit."""
+        from utils.masks import Mask, MaskError
+
+        model = self.accelerator.unwrap_model(self.model)
+        try:
+            mask = Mask.load(path, model.config.model_type)
+            mask.check({name: list(p.shape) for name, p in self.parameters.items()})
+        except MaskError as why:
+            raise SystemExit(f"error: --grad_mask_path: {path}: {why}") from why
+        salient, named = mask.count()
+        total = sum(p.numel() for p in self.parameters.values())
+        self.say(f"mask: {salient:,} of {named:,} weights it names may be changed by forget steps, of {total:,} in the model")
+        return mask.to(self.accelerator.device)
+
+    # ------------------------------------------------------------ the loop
+    def fit(self, order: Order) -> None:
+        """Step through `num_epochs` times the order. Raises SystemExit(DIVERGED) when a loss is not finite."""
+        from tqdm import tqdm
+        from transformers import get_scheduler
+
+        args, acc = self.args, self.accelerator
+        global_batch = args.batch_size * acc.num_processes * args.gradient_accumulation_steps
+        streams = {p.name: Stream(p.samples, global_batch, f"{args.seed}/{p.name}", args.shuffle) for p in order.phases}
+        batches = {name: stream.batches_per_pass for name, stream in streams.items()}
+        plan = [phase for _ in range(args.num_epochs) for phase in order.epoch(batches)]
+        schedule = get_scheduler(
+            args.lr_schedule, self.optimizer.optimizer, round(args.warmup_ratio * len(plan)), len(plan)
+        )
+        done = self._resume(schedule) if args.resume else self._start()
+        drawn = {p.name: sum(q is p for q in plan[:done]) for p in order.phases}
+        loaders = {p.name: self._batches(streams[p.name].starting_at(drawn[p.name])) for p in order.phases}
+        self.say("steps: " + ", ".join(f"{sum(q is p for q in plan)} {p.name}" for p in order.phases))
+        self.losses: dict[str, float] = {}
+        bar = tqdm(total=len(plan), initial=done, disable=not acc.is_main_process, unit="step", mininterval=1.0)
+        with (self.partial / "log.jsonl").open("a", encoding="utf-8") as log, bar:
+            for number, phase in enumerate(plan[done:], start=done + 1):
+                record = {"step": number, "phase": phase.name, "lr": schedule.get_last_lr()[0]}
+                record |= self._step(phase, next(loaders[phase.name]), number)
+                schedule.step()
+                self.losses[phase.name] = record["loss"]
+                record["seconds"] = round(time.monotonic() - self.started, 3)
+                if acc.is_main_process:
+                    log.write(json.dumps(record) + "\n")
+                    log.flush()
+                bar.update()
+                bar.set_postfix({name: f"{loss:.3g}" for name, loss in self.losses.items()}, refresh=False)
+                if args.save_steps and number % args.save_steps == 0 and number < len(plan):
+                    self._keep_state(schedule, number)
+        self.manifest["steps"] = len(plan)
+
+    def _batches(self, stream: Iterator[list[Sample]]) -> Iterator[list[Batch]]:
+        """This process's share of each global batch, cut into forwards and collated (by --num_workers processes ahead)."""
+        import torch
+        from torch.utils.data import DataLoader, IterableDataset
+
+        from utils.collate import Collator
+
+        args, acc = self.args, self.accelerator
+
+        class Shares(IterableDataset):
+            def __iter__(self):
+                info = torch.utils.data.get_worker_info()
+                for k, whole in enumerate(stream):
+                    if info is None or k % info.num_workers == info.id:
+                        yield whole
+
+        collate = Collator(self.processor, self.family, args.ans_only)
+
+        def cut(items: list[list[Sample]]) -> list[tuple[Batch, bool]]:
+            whole = items[0]
+            # a process without samples still takes part in the step: with a sample whose terms do not count
+            share = whole[acc.process_index :: acc.num_processes]
+            counts = bool(share)
+            share = share or whole[:1]
+            size = args.batch_size
+            return [(collate(share[i : i + size]), counts) for i in range(0, len(share), size)]
+
+        # a generator of its own, so that the loader's start draws nothing from the run's random state
+        own = torch.Generator().manual_seed(args.seed)
+        return iter(DataLoader(Shares(), batch_size=1, collate_fn=cut, num_workers=args.num_workers, generator=own))
+
+    def _step(self, phase: Phase, forwards: list[tuple[Batch, bool]], number: int) -> dict[str, float]:
+        """One optimizer step on one global batch; returns its loss and gradient norm."""
+        import torch
+
+        from utils.masks import mask_gradients, masked_step
+
+        acc = self.accelerator
+        total, count = torch.zeros((), device=acc.device), 0
+        for k, (batch, counts) in enumerate(forwards):
+            last = k == len(forwards) - 1
+            with torch.enable_grad(), _maybe(acc.no_sync, self.model, when=not last):
+                terms = phase.loss(self.model, batch.to(acc.device))  # (N,)
+                value = terms.sum() * (1.0 if counts else 0.0)
+                acc.backward(value)
+            total, count = total + value.detach(), count + (terms.numel() if counts else 0)
+        total, count = acc.reduce(torch.stack([total.double(), total.new_tensor(count).double()]), "sum").tolist()
+        if not math.isfinite(total) or count == 0:
+            self._diverged(phase, forwards, number, total)
+        # DDP has averaged the gradients of sums over the processes; what the step follows is the mean over all terms
+        scale = acc.num_processes / count
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        torch._foreach_mul_(gradients, scale)
+        if phase.mask is not None:
+            mask_gradients(self.parameters, phase.mask)
+        limit = self.args.max_grad_norm or float("inf")
+        norm = float(acc.clip_grad_norm_(self.parameters.values(), limit))
+        if not math.isfinite(norm):
+            self._diverged(phase, forwards, number, norm)
+        if phase.mask is not None:
+            masked_step(self.optimizer.optimizer, {id(p): name for name, p in self.parameters.items()}, phase.mask)
+        else:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"loss": total / count, "terms": int(count), "grad_norm": norm}
+
+    def _diverged(self, phase: Phase, forwards, number: int, value: float) -> None:
+        ids = [i for batch, _ in forwards for i in batch.ids]
+        print(f"error: step {number}: the {phase.name} loss or gradient is {value}; batch: {', '.join(ids)}", file=sys.stderr)
+        kept = self.partial / "state" / "progress.json"
+        if kept.is_file():
+            step = json.loads(kept.read_text())["step"]
+            print(f"kept: the training state after step {step}, in {kept.parent}; go on with --resume True", file=sys.stderr)
+        else:
+            print("nothing of this run was saved under its final name; a lower --lr may help", file=sys.stderr)
+        raise SystemExit(DIVERGED)
+
+    # ------------------------------------------------------------ state on disk
+    def _start(self) -> int:
+        if self.accelerator.is_main_process:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            self.partial.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        return 0
+
+    def _keep_state(self, schedule, number: int) -> None:
+        """Keep model, optimizer, schedule and random states: the new state is whole before the old one goes."""
+        acc, fresh, state = self.accelerator, self.partial / "state.part", self.partial / "state"
+        acc.save_state(str(fresh))
+        if acc.is_main_process:
+            progress = {"step": number, "schedule": schedule.state_dict(), "losses": self.losses}
+            checkpoint.write_json(fresh / "progress.json", progress)
+            shutil.rmtree(state, ignore_errors=True)
+            fresh.rename(state)
+        acc.wait_for_everyone()
+
+    def _resume(self, schedule) -> int:
+        state = self.partial / "state"
+        progress = json.loads((state / "progress.json").read_text())
+        self.accelerator.load_state(str(state))
+        schedule.load_state_dict(progress["schedule"])
+        log = self.partial / "log.jsonl"
+        if self.accelerator.is_main_process:
+            log.write_text("".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[: progress["step"]]))
+        self.say(f"resumed after step {progress['step']}")
+        return progress["step"]
+
+    def save(self) -> None:
+        """Merge an adapter, write model, processor and run.json, and give the folder its final name."""
+        acc = self.accelerator
+        model = acc.unwrap_model(self.model)
+        if self.args.lora:
+            model = model.merge_and_unload()
+            weights = None
+        else:
+            weights = acc.get_state_dict(self.model)
+        if acc.is_main_process:
+            model.save_pretrained(self.partial, state_dict=weights)
+            self.processor.save_pretrained(self.partial)
+            shutil.rmtree(self.partial / "state", ignore_errors=True)
+            self.manifest |= {"final_losses": self.losses, **run.cost(self.started)}
+            checkpoint.write_json(self.partial / "run.json", self.manifest)
+            checkpoint.publish(self.partial, self.args.save_dir)
+        acc.wait_for_everyone()
+        self.say(f"saved {self.args.save_dir}")
+
+
+def _maybe(context, *args, when: bool):
+    """`context(*args)` when asked for, else nothing."""
+    from contextlib import nullcontext
+
+    return context(*args) if when else nullcontext()
