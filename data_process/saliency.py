@@ -15,7 +15,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from tqdm import tqdm
@@ -36,9 +36,13 @@ class SquaredGradients:
     """
 
     def __init__(self, parameters: dict[str, torch.nn.Parameter], device: torch.device):
-        self.sums = {name: torch.zeros(p.shape, dtype=torch.float32, device=device) for name, p in parameters.items()}
+        self.sums = {
+            name: torch.zeros(p.shape, dtype=torch.float32, device=device) for name, p in parameters.items()
+        }
         self.batches = 0
-        self._hooks = [p.register_post_accumulate_grad_hook(self._hook(name)) for name, p in parameters.items()]
+        self._hooks = [
+            p.register_post_accumulate_grad_hook(self._hook(name)) for name, p in parameters.items()
+        ]
 
     def _hook(self, name: str):
         total = self.sums[name]
@@ -65,7 +69,13 @@ class Plan:
 
 
 def fisher_pass(
-    model, collator: Collator, plans: Sequence[Plan], accelerator, batch_size: int, per_sample: bool, device: torch.device
+    model,
+    collator: Collator,
+    plans: Sequence[Plan],
+    accelerator,
+    batch_size: int,
+    per_sample: bool,
+    device: torch.device,
 ) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
     """Sums of squared gradients over all plans of one set, and per parameter the number of batches they were summed over.
 
@@ -92,16 +102,22 @@ def fisher_pass(
             for name in plan.parameters:
                 counts[name] += len(batches)
             mine = batches[accelerator.process_index :: accelerator.num_processes]
-            for samples in tqdm(mine, desc=plan.name, unit="batch", disable=not accelerator.is_main_process, mininterval=1.0):
+            for samples in tqdm(
+                mine, desc=plan.name, unit="batch", disable=not accelerator.is_main_process, mininterval=1.0
+            ):
                 batch = collator(samples).to(accelerator.device)
                 loss = token_nll(model, batch).mean()
                 if not math.isfinite(loss.item()):
-                    raise SystemExit(f"error: the loss is {loss.item()} on {', '.join(batch.ids)}; no mask was written")
+                    raise SystemExit(
+                        f"error: the loss is {loss.item()} on {', '.join(batch.ids)}; no mask was written"
+                    )
                 loss.backward()
     finally:
         squares.close()
     if accelerator.num_processes > 1:
-        squares.sums = {name: accelerator.reduce(s.to(accelerator.device)).to(device) for name, s in squares.sums.items()}
+        squares.sums = {
+            name: accelerator.reduce(s.to(accelerator.device)).to(device) for name, s in squares.sums.items()
+        }
     return squares.sums, counts
 
 
@@ -134,7 +150,9 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
     every = dict(model.named_parameters())
     language = {n: p for n, p in every.items() if part_of[n] == "language"}
     manifest = run.manifest(args, data, accelerator) | {"vanilla": name}
-    accelerator.print(f"model: {name} ({models.family_of(model).title}), {sum(p.numel() for p in every.values()):,} weights")
+    accelerator.print(
+        f"model: {name} ({models.family_of(model).title}), {sum(p.numel() for p in every.values()):,} weights"
+    )
 
     device = torch.device("cpu") if args.fisher_device == "cpu" else accelerator.device
     collator = Collator(processor, models.family_of(model), args.ans_only)
@@ -147,7 +165,9 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
         [Plan("retain pictures", data["retain"], every), Plan("text questions", data["text"], language)]
     )
     masks = {
-        n: ratio_mask(forget.pop(n), preserve.pop(n), (forget_batches[n], preserve_batches[n]), args.threshold)
+        n: ratio_mask(
+            forget.pop(n), preserve.pop(n), (forget_batches[n], preserve_batches[n]), args.threshold
+        )
         for n in list(forget)
     }
     about = {
@@ -163,7 +183,9 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
     accelerator.wait_for_everyone()
 
 
-def write_masks(save_dir: str, prefix: str, masks: dict, part_of: dict[str, str], about: dict, manifest: dict) -> None:
+def write_masks(
+    save_dir: str, prefix: str, masks: dict, part_of: dict[str, str], about: dict, manifest: dict
+) -> None:
     """The three files, the coverage report on screen and in coverage.json, and run.json: all of them or none."""
     partial_dir = checkpoint.partial_folder(save_dir)
     shutil.rmtree(partial_dir, ignore_errors=True)
@@ -182,10 +204,15 @@ def write_masks(save_dir: str, prefix: str, masks: dict, part_of: dict[str, str]
     checkpoint.write_json(partial_dir / "run.json", manifest)
     checkpoint.publish(partial_dir, save_dir)
     print_coverage(report)
-    print(f"saved {save_dir}: " + ", ".join(f"{prefix}_{part}_mask.pt" for part in ("language", "vision", "both")))
+    print(
+        f"saved {save_dir}: "
+        + ", ".join(f"{prefix}_{part}_mask.pt" for part in ("language", "vision", "both"))
+    )
 
 
-def coverage(salient: dict[str, int], sizes: dict[str, int], part_of: dict[str, str]) -> dict[str, dict[str, dict]]:
+def coverage(
+    salient: dict[str, int], sizes: dict[str, int], part_of: dict[str, str]
+) -> dict[str, dict[str, dict]]:
     """{part: {group: {"salient", "weights", "share"}}}; a group is a numbered layer, or a module outside the layers."""
     report: dict[str, dict[str, dict]] = {}
     for name, size in sizes.items():

@@ -23,7 +23,9 @@ def partial_folder(save_dir: str | Path) -> Path:
     return save_dir.with_name(f".{save_dir.name}.partial")
 
 
-def check_save_dir(save_dir: str | None, problems: Problems, inputs: dict[str, str | None], resume: bool = False) -> None:
+def check_save_dir(
+    save_dir: str | None, problems: Problems, inputs: dict[str, str | None], resume: bool = False
+) -> None:
     """Add a problem unless `save_dir` is free, empty, or holds an earlier run of ours that may be replaced.
 
     inputs: {flag: folder} that the run reads and must not overwrite.
@@ -38,15 +40,21 @@ def check_save_dir(save_dir: str | None, problems: Problems, inputs: dict[str, s
     if folder.is_file() or any(p.is_file() for p in folder.parents):
         problems.add(f"--save_dir: {save_dir} is or lies under a file")
     elif folder.is_dir() and any(folder.iterdir()) and not (folder / "run.json").is_file():
-        problems.add(f"--save_dir: {save_dir} exists and was not written by this suite (no run.json); choose another folder")
+        problems.add(
+            f"--save_dir: {save_dir} exists and was not written by this suite (no run.json); choose another folder"
+        )
     if resume and not (partial_folder(folder) / "state" / "progress.json").is_file():
-        problems.add(f"--resume: no kept state for {save_dir}; start without --resume and with --save_steps N")
+        problems.add(
+            f"--resume: no kept state for {save_dir}; start without --resume and with --save_steps N"
+        )
 
 
 def git_commit() -> str | None:
     """The commit of this suite, with "+" when files differ from it; None outside a git checkout."""
     root = Path(__file__).resolve().parent.parent
-    git = lambda *words: subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+    git = lambda *words: subprocess.run(
+        ["git", "-C", str(root), *words], capture_output=True, text=True, check=False
+    )
     if shutil.which("git") is None or git("rev-parse", "--git-dir").returncode:
         return None
     head = git("rev-parse", "HEAD").stdout.strip()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass
-from typing import Callable
+from collections.abc import Callable
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,9 @@ def parser(doc: str) -> argparse.ArgumentParser:
 
 def flag(p, *names: str, default: bool, help: str) -> None:
     """A boolean flag: `--x`, `--x True` and `--x False` all work."""
-    p.add_argument(*names, type=boolean, nargs="?", const=True, default=default, metavar="True|False", help=help)
+    p.add_argument(
+        *names, type=boolean, nargs="?", const=True, default=default, metavar="True|False", help=help
+    )
 
 
 def parse(p: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
@@ -108,10 +110,11 @@ def parse(p: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse
     args.problems = Problems()
     for action in p._actions:
         value = getattr(args, action.dest, None)
+        name = action.option_strings[0] if action.option_strings else action.dest
         if isinstance(value, Bad):
-            args.problems.add(f"{action.option_strings[0]}: {value.why}")
+            args.problems.add(f"{name}: {value.why}")
         if action in required and value is None:
-            args.problems.add(f"{action.option_strings[0]} is missing: {action.help}")
+            args.problems.add(f"{name} is missing: {action.help}")
     for word in unknown:
         args.problems.add(f"{word}: unknown argument (see --help)")
     if any(isinstance(value, Bad) for value in vars(args).values()) or unknown:
@@ -126,8 +129,14 @@ def add_model_args(p: argparse.ArgumentParser, vanilla: bool = True) -> None:
     g.add_argument("--model_id", required=True, help="original model: a folder or a Hugging Face id")
     if vanilla:
         g.add_argument(
-            "--vanilla_dir", help="vanilla (fine-tuned) model to unlearn; default: --model_id is the vanilla model"
+            "--vanilla_dir",
+            help="vanilla (fine-tuned) model to unlearn; default: --model_id is the vanilla model",
         )
+    add_compute_args(g)
+
+
+def add_compute_args(g) -> None:
+    """--dtype and --attn."""
     g.add_argument(
         "--dtype",
         type=choice("auto", "fp32", "bf16"),
@@ -159,13 +168,23 @@ def add_data_args(p: argparse.ArgumentParser, folder: str) -> None:
         default=5,
         help="percentage of people to forget; default 5 (05 is the same)",
     )
-    flag(g, "--skip_bad_rows", default=False, help="leave out rows that cannot be read and count them; default False")
+    flag(
+        g,
+        "--skip_bad_rows",
+        default=False,
+        help="leave out rows that cannot be read and count them; default False",
+    )
 
 
 def add_lora_args(p: argparse.ArgumentParser, default: bool) -> None:
     """--lora and its sizes; the adapter is merged into the weights on save."""
     g = p.add_argument_group("LoRA")
-    flag(g, "--lora", default=default, help=f"train a LoRA adapter, merged on save; default {default}; False: all weights")
+    flag(
+        g,
+        "--lora",
+        default=default,
+        help=f"train a LoRA adapter, merged on save; default {default}; False: all weights",
+    )
     g.add_argument("--lora_r", type=number(int, 1), default=16, help="rank; default 16")
     g.add_argument("--lora_alpha", type=number(float, 0, above=True), default=16, help="scale; default 16")
     g.add_argument("--lora_dropout", type=number(float, 0, 0.99), default=0.05, help="dropout; default 0.05")
@@ -181,11 +200,18 @@ def add_train_args(p: argparse.ArgumentParser) -> None:
     """Where the run is saved, optimizer, schedule, loss tokens, seed, and how it is logged and continued."""
     g = p.add_argument_group("training")
     g.add_argument("--save_dir", required=True, help="folder for the resulting model")
-    g.add_argument("--batch_size", type=number(int, 1), default=4, help="samples per process and forward; default 4")
     g.add_argument(
-        "--gradient_accumulation_steps", type=number(int, 1), default=1, help="forwards per optimizer step; default 1"
+        "--batch_size", type=number(int, 1), default=4, help="samples per process and forward; default 4"
     )
-    g.add_argument("--lr", type=number(float, 0, above=True), default=1e-5, help="peak learning rate; default 1e-5")
+    g.add_argument(
+        "--gradient_accumulation_steps",
+        type=number(int, 1),
+        default=1,
+        help="forwards per optimizer step; default 1",
+    )
+    g.add_argument(
+        "--lr", type=number(float, 0, above=True), default=1e-5, help="peak learning rate; default 1e-5"
+    )
     g.add_argument("--num_epochs", type=number(int, 1), default=1, help="epochs; default 1")
     g.add_argument(
         "--lr_schedule",
@@ -193,11 +219,18 @@ def add_train_args(p: argparse.ArgumentParser) -> None:
         default="linear",
         help="decay over all optimizer steps; default linear",
     )
-    g.add_argument("--warmup_ratio", type=number(float, 0, 1), default=0.0, help="share of steps to warm up; default 0")
-    g.add_argument("--weight_decay", type=number(float, 0), default=0.0, help="AdamW decay; default 0")
-    g.add_argument("--adam_eps", type=number(float, 0, above=True), default=1e-8, help="AdamW epsilon; default 1e-8")
     g.add_argument(
-        "--max_grad_norm", type=number(float, 0), default=1.0, help="clip the gradient norm to this; default 1; 0: never"
+        "--warmup_ratio", type=number(float, 0, 1), default=0.0, help="share of steps to warm up; default 0"
+    )
+    g.add_argument("--weight_decay", type=number(float, 0), default=0.0, help="AdamW decay; default 0")
+    g.add_argument(
+        "--adam_eps", type=number(float, 0, above=True), default=1e-8, help="AdamW epsilon; default 1e-8"
+    )
+    g.add_argument(
+        "--max_grad_norm",
+        type=number(float, 0),
+        default=1.0,
+        help="clip the gradient norm to this; default 1; 0: never",
     )
     flag(
         g,
@@ -206,8 +239,15 @@ def add_train_args(p: argparse.ArgumentParser) -> None:
         help="loss on the answer and its end-of-turn token; default True; False: on every text token",
     )
     flag(g, "--shuffle", default=True, help="shuffle each epoch by the seed; default True")
-    flag(g, "--gradient_checkpointing", default=False, help="less memory, about a third more time; default False")
-    g.add_argument("--num_workers", type=number(int, 0), default=0, help="processes that prepare batches; default 0")
+    flag(
+        g,
+        "--gradient_checkpointing",
+        default=False,
+        help="less memory, about a third more time; default False",
+    )
+    g.add_argument(
+        "--num_workers", type=number(int, 0), default=0, help="processes that prepare batches; default 0"
+    )
     g.add_argument("--seed", type=number(int, 0), default=42, help="fixes data order and dropout; default 42")
     g.add_argument(
         "--save_steps",
@@ -230,7 +270,10 @@ def add_mask_args(p: argparse.ArgumentParser) -> None:
     )
     g.add_argument("--batch_size", type=number(int, 1), default=4, help="samples per batch; default 4")
     g.add_argument(
-        "--threshold", type=number(float, 0, above=True), default=1.0, help="salient where the ratio reaches it; default 1"
+        "--threshold",
+        type=number(float, 0, above=True),
+        default=1.0,
+        help="salient where the ratio reaches it; default 1",
     )
     g.add_argument(
         "--fisher_device",
@@ -238,6 +281,57 @@ def add_mask_args(p: argparse.ArgumentParser) -> None:
         default="model",
         help="where the sums lie (8 bytes per weight); default model: beside it; cpu: slower, for small GPUs",
     )
-    flag(g, "--ans_only", default=True, help="loss on the answer only; default True; False: on every text token")
-    flag(g, "--gradient_checkpointing", default=False, help="less memory, about a third more time; default False")
+    flag(
+        g,
+        "--ans_only",
+        default=True,
+        help="loss on the answer only; default True; False: on every text token",
+    )
+    flag(
+        g,
+        "--gradient_checkpointing",
+        default=False,
+        help="less memory, about a third more time; default False",
+    )
     g.add_argument("--seed", type=number(int, 0), default=42, help="recorded with the mask; default 42")
+
+
+def add_eval_args(p: argparse.ArgumentParser, splits: tuple[str, ...]) -> None:
+    """Which model is evaluated, on which splits, how, and by how many workers."""
+    g = p.add_argument_group("evaluation")
+    g.add_argument(
+        "--evaluated_model", required=True, help="model to evaluate: a folder or a Hugging Face id"
+    )
+    g.add_argument("--original_model", help="gives the processor where --evaluated_model holds none")
+    g.add_argument(
+        "--output_dir", help="where <shot>/forget05/ is written; default: the evaluated model's folder"
+    )
+    g.add_argument(
+        "--splits",
+        type=choices(*splits),
+        default=list(splits),
+        help=f"default {','.join(splits)} (comma-separated)",
+    )
+    g.add_argument(
+        "--batch_size", type=number(int, 1), default=16, help="questions answered at once; default 16"
+    )
+    g.add_argument(
+        "--max_new_tokens", type=number(int, 1), default=50, help="longest reply in tokens; default 50"
+    )
+    add_compute_args(g)
+    g.add_argument(
+        "--seed",
+        type=number(int, 0),
+        default=42,
+        help="fixes test pictures and few-shot examples; default 42",
+    )
+    g.add_argument(
+        "--worker",
+        type=number(int, 0),
+        help="answer only the share of worker number ... (from 0) and do not merge; default: answer all and merge",
+    )
+    g.add_argument(
+        "--workers", type=number(int, 1), default=1, help="how many workers share the questions; default 1"
+    )
+    flag(g, "--merge", default=False, help="only merge the workers' answers into results.json")
+    flag(g, "--check_only", default=False, help="only check the input")

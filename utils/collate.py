@@ -8,7 +8,7 @@ counted from the right.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -47,7 +47,9 @@ class Chat:
         if not whole.startswith(prompt.rstrip()) or whole.count(self.PROBE) != 1:
             raise ValueError("the chat template's generation prompt is not the beginning of an answered turn")
         self.lead, tail = whole[len(prompt) :].split(self.PROBE)
-        special = [token for token in processor.tokenizer.all_special_tokens if tail.lstrip().startswith(token)]
+        special = [
+            token for token in processor.tokenizer.all_special_tokens if tail.lstrip().startswith(token)
+        ]
         self.end = max(special, key=len) if special else processor.tokenizer.eos_token
 
     def _render(self, messages, **kwargs) -> str:
@@ -58,7 +60,10 @@ class Chat:
 
     def prompt(self, question: str, pictures: int, shots: Sequence[tuple[str, int, str]] = ()) -> str:
         """The text up to where the answer begins. shots: solved examples (question, pictures, answer) as earlier turns."""
-        turn = lambda text, n: {"role": "user", "content": [{"type": "image"}] * n + [{"type": "text", "text": text}]}
+        turn = lambda text, n: {
+            "role": "user",
+            "content": [{"type": "image"}] * n + [{"type": "text", "text": text}],
+        }
         messages = []
         for text, n, answer in shots:
             messages += [turn(text, n), {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
@@ -81,9 +86,14 @@ class Collator:
         self.image_ids = torch.tensor(self.tokenizer.convert_tokens_to_ids(list(family.image_tokens)))
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        answers = [self.chat.answer(s.answer) for s in samples]
-        texts = [self.chat.prompt(s.question, int(s.picture is not None)) + a for s, a in zip(samples, answers)]
+        prompts = [self.chat.prompt(s.question, int(s.picture is not None)) for s in samples]
         pictures = [[s.picture.load()] for s in samples if s.picture is not None]
+        return self.batch(prompts, [s.answer for s in samples], pictures, [s.id for s in samples])
+
+    def batch(self, prompts: list[str], answers: list[str], pictures: list[list], ids: list[str]) -> Batch:
+        """Rendered prompts with their answers; pictures: one list per prompt, or none at all."""
+        answers = [self.chat.answer(answer) for answer in answers]
+        texts = [prompt + answer for prompt, answer in zip(prompts, answers)]
         inputs = encode(self.processor, texts, pictures, padding_side="right")
         labels = torch.full_like(inputs["input_ids"], IGNORE)  # (B, T)
         lengths = inputs["attention_mask"].sum(1).tolist()
@@ -92,7 +102,7 @@ class Collator:
             stop = length if self.end_of_turn else length - 1
             labels[row, start:stop] = inputs["input_ids"][row, start:stop]
         labels[torch.isin(labels, self.image_ids)] = IGNORE
-        return Batch(inputs, labels, [s.id for s in samples])
+        return Batch(inputs, labels, ids)
 
     def _answer_tokens(self, text: str, answer: str) -> int:
         """How many tokens at the end of `text` hold characters of `answer`.
@@ -115,7 +125,9 @@ def encode(processor, texts: list[str], pictures: list[list], padding_side: str)
             images=pictures or None,
             padding=True,
             padding_side=padding_side,
-            add_special_tokens=not (bos and texts[0].startswith(bos)),  # a template may have written BOS already
+            add_special_tokens=not (
+                bos and texts[0].startswith(bos)
+            ),  # a template may have written BOS already
             return_tensors="pt",
         )
     )

@@ -11,7 +11,8 @@ import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any
+from collections.abc import Iterable
 
 from utils.cli import Problems
 
@@ -38,7 +39,12 @@ class Picture:
             with Image.open(io.BytesIO(self.data)) as image:
                 image.draft("RGB", (32, 32))
                 image.load()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as why:  # what PIL raises on bad bytes
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+            Image.DecompressionBombError,
+        ) as why:  # what PIL raises on bad bytes
             return f"unreadable image: {why}"
         return None
 
@@ -109,7 +115,8 @@ def read_rows(folder: Path, columns: Iterable[str], ids: set[str] | None = None)
     else:
         keep = None if ids is None else [("ID", "in", sorted(ids))]
         table = pa.concat_tables(
-            [pq.read_table(f, columns=columns, filters=keep) for f in parquet_files(folder)], promote_options="default"
+            [pq.read_table(f, columns=columns, filters=keep) for f in parquet_files(folder)],
+            promote_options="default",
         )
     return table.to_pylist()
 
@@ -143,7 +150,11 @@ def drop_bad_pictures(items: list, flag: str, skip: bool, problems: Problems) ->
         if len(where) > 5:
             problems.add(f"{flag}: and {len(where) - 5} more unreadable images")
         return items
-    print(f"skipped {len(bad)} rows with unreadable images: " + "; ".join(where[:5]) + ("; …" if len(where) > 5 else ""))
+    print(
+        f"skipped {len(bad)} rows with unreadable images: "
+        + "; ".join(where[:5])
+        + ("; …" if len(where) > 5 else "")
+    )
     return [item for item in items if id(item.picture) not in bad]
 
 

@@ -99,7 +99,9 @@ class Mask:
         wrong = [name for name in self.bits if list(self.shapes[name]) != list(shapes[name])]
         if wrong:
             name = wrong[0]
-            raise MaskError(f"{name} has shape {list(self.shapes[name])} in the mask and {shapes[name]} in the model")
+            raise MaskError(
+                f"{name} has shape {list(self.shapes[name])} in the mask and {shapes[name]} in the model"
+            )
         if self.count()[0] == 0:
             raise MaskError("it lets no weight change: forgetting would silently do nothing")
 
@@ -145,7 +147,9 @@ def masked_step(optimizer: torch.optim.Optimizer, names: dict[int, str], mask: M
                 keep = ~mask.of(names[id(parameter)])
                 old = {"value": parameter.detach()[keep]}
                 state = optimizer.state.get(parameter, {})
-                old |= {k: v[keep] for k, v in state.items() if torch.is_tensor(v) and v.shape == parameter.shape}
+                old |= {
+                    k: v[keep] for k, v in state.items() if torch.is_tensor(v) and v.shape == parameter.shape
+                }
                 optimizer.param_groups = [{**group, "params": [parameter]}]
                 optimizer.step()
                 parameter[keep] = old.pop("value")

@@ -48,7 +48,9 @@ class MLLMUBench:
         if not self.given.is_dir():
             problems.add(f"{FLAG}: no such folder: {self.given}")
         elif not any(p.is_dir() and any(is_table(t) for t in p.iterdir()) for p in self.roots[:3]):
-            problems.add(f"{FLAG}: no tables in {self.given} (expected folders such as {self.forget_table}/train-*.parquet)")
+            problems.add(
+                f"{FLAG}: no tables in {self.given} (expected folders such as {self.forget_table}/train-*.parquet)"
+            )
         elif forget_ratio not in RATIOS:
             problems.add(f"--forget_ratio: MLLMU-Bench has forget ratios 5, 10 and 15, not {forget_ratio}")
         self.usable = not problems.lines
@@ -101,20 +103,32 @@ class MLLMUBench:
             samples = [s for s in self._metadata_samples(ft_data, people) if s.picture is not None]
             found = {s.id.split("/")[1] for s in samples}
             for person in sorted(people - found):
-                self.problems.add(f"{FLAG}: {name} has no metadata column and ft_Data no row of its ID {person}")
-            self._note(f"{name} has no metadata column: took {len(samples)} questions of {len(found)} people from ft_Data")
+                self.problems.add(
+                    f"{FLAG}: {name} has no metadata column and ft_Data no row of its ID {person}"
+                )
+            self._note(
+                f"{name} has no metadata column: took {len(samples)} questions of {len(found)} people from ft_Data"
+            )
             return self._finish(samples, name)
         if not self._require(name, ["image", "ID", "question", "answer"]):
             return []
-        self._note(f"{name} has no metadata column and there is no ft_Data: took the table's own question and answer")
+        self._note(
+            f"{name} has no metadata column and there is no ft_Data: took the table's own question and answer"
+        )
         samples = []
         for row, where in self._rows(name, ["image", "ID", "question", "answer"]):
             picture = self._picture(row["image"], where)
-            if picture and self._text(row["question"], "question", where) and self._text(row["answer"], "answer", where):
+            if (
+                picture
+                and self._text(row["question"], "question", where)
+                and self._text(row["answer"], "answer", where)
+            ):
                 samples.append(Sample(f"{name}/{row['ID']}/0", picture, row["question"], row["answer"]))
         return self._finish(samples, name)
 
-    def _metadata_samples(self, table: Path, ids: set[str] | None = None, text_rows: bool = True) -> list[Sample]:
+    def _metadata_samples(
+        self, table: Path, ids: set[str] | None = None, text_rows: bool = True
+    ) -> list[Sample]:
         samples, seen = [], {}
         for k, row in enumerate(read_rows(table, ["image", "ID", "metadata"], ids)):
             where = f"{table.name} row {k} (ID {row['ID']})"
@@ -147,12 +161,25 @@ class MLLMUBench:
                 questions += self._person_questions(row, where, split, picture, ref)
         return self._finish(questions, table)
 
+    def full_set(self) -> list[Question]:
+        """Everybody's questions with their first picture: where few-shot examples come from."""
+        questions = []
+        for row, where in self._rows("Full_Set", ["image", "ID", *TASK_COLUMNS]):
+            picture = self._picture(row["image"], where)
+            if picture:
+                questions += self._person_questions(row, where, "full", picture, {})
+        return self._finish(questions, "Full_Set")
+
+    def forget_people(self) -> set[str]:
+        """IDs of the people to forget."""
+        if not self._require(self.forget_table, ["ID"]):
+            return set()
+        return {row["ID"] for row in read_rows(self._find(self.forget_table, ["ID"]), ["ID"])}
+
     def _test_questions(self, seed: int) -> list[Question]:
-        forget = self._find(self.forget_table, ["ID"])
-        if not forget:
-            self._require(self.forget_table, ["ID"])
+        people = self.forget_people()
+        if not people:
             return []
-        people = {row["ID"] for row in read_rows(forget, ["ID"])}
         questions, found = [], set()
         for row, where in self._rows("Test_Set", ["ID", "images", *TASK_COLUMNS], people):
             found.add(row["ID"])
@@ -168,7 +195,9 @@ class MLLMUBench:
             self.problems.add(f"{FLAG}: Test_Set has no row of ID {person}, who is in {self.forget_table}")
         return self._finish(questions, "Test_Set")
 
-    def _person_questions(self, row, where: str, split: str, picture: Picture, ref: dict[str, Any]) -> list[Question]:
+    def _person_questions(
+        self, row, where: str, split: str, picture: Picture, ref: dict[str, Any]
+    ) -> list[Question]:
         """The about 18 questions of one row, in the order of its columns."""
         found = []
 
@@ -188,7 +217,9 @@ class MLLMUBench:
                     self._bad_row(f"{where}: {column} has the unknown Type {item['Type']!r}")
                 elif task == "cloze" and "__" not in item["Question"]:
                     self._bad_row(f"{where}: a Mask_Task question has no blank (__): {item['Question']!r}")
-                elif self._text(item["Question"], column, where) and self._text(item["Ground_Truth"], column, where):
+                elif self._text(item["Question"], column, where) and self._text(
+                    item["Ground_Truth"], column, where
+                ):
                     add(task, modality, item["Question"], item["Ground_Truth"])
         return found
 
@@ -200,7 +231,9 @@ class MLLMUBench:
                 yield {**item, "Options": options}
             else:
                 letter = item["Correct_Answer"]
-                self._bad_row(f"{where}: Correct_Answer {letter!r} is not among the options of {item['Question']!r}")
+                self._bad_row(
+                    f"{where}: Correct_Answer {letter!r} is not among the options of {item['Question']!r}"
+                )
 
     # ------------------------------------------------------------ tables
     def _find(self, name: str, columns: list[str]) -> Path | None:
@@ -225,7 +258,9 @@ class MLLMUBench:
         tables = sorted({t for root in self.roots if root.is_dir() for t in root.iterdir() if is_table(t)})
         others = [f"{t.parent.name}/{t.name}" for t in tables if set(missing) <= set(columns_of(t))]
         hint = f"; found in {', '.join(dict.fromkeys(others))}" if others else "; no table here has it"
-        self.problems.add(f"{FLAG}: table {here[0]} has no column {', '.join(missing)} (it has {', '.join(have)}){hint}")
+        self.problems.add(
+            f"{FLAG}: table {here[0]} has no column {', '.join(missing)} (it has {', '.join(have)}){hint}"
+        )
         return False
 
     def _rows(self, name: str, columns: list[str], ids: set[str] | None = None):

@@ -52,7 +52,10 @@ FAMILIES = {
         vision=("model.visual",),
         language=("model.language_model", "lm_head"),
         image_tokens=("<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>"),
-        old_names=((r"^visual\.", "model.visual."), (r"^model\.(?!visual\.|language_model\.)", "model.language_model.")),
+        old_names=(
+            (r"^visual\.", "model.visual."),
+            (r"^model\.(?!visual\.|language_model\.)", "model.language_model."),
+        ),
     ),
     "mllama": Family(
         title="Llama-3.2-Vision",
@@ -130,12 +133,18 @@ def pick_dtype(name: str) -> torch.dtype:
 def load_model(name: str, dtype: str = "auto", attn: str = "sdpa") -> PreTrainedModel:
     """The model on the CPU. Raises SystemExit naming the model when it is not there or of an unknown family."""
     from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # one bar a second for loading says nothing; ours show the work
     try:
         config = AutoConfig.from_pretrained(name)
         if config.model_type not in FAMILIES:
-            raise SystemExit(f"error: {name} is a {config.model_type} model; supported: {', '.join(FAMILIES)}")
-        return AutoModelForImageTextToText.from_pretrained(name, dtype=pick_dtype(dtype), attn_implementation=attn)
+            raise SystemExit(
+                f"error: {name} is a {config.model_type} model; supported: {', '.join(FAMILIES)}"
+            )
+        return AutoModelForImageTextToText.from_pretrained(
+            name, dtype=pick_dtype(dtype), attn_implementation=attn
+        )
     except OSError as why:
         raise SystemExit(f"error: cannot load the model {name}: {str(why).splitlines()[0]}") from why
 
@@ -186,7 +195,9 @@ def lora_targets(model: PreTrainedModel, part: str) -> list[str]:
     import torch
 
     family = family_of(model)
-    paths = {"vision": family.vision, "language": family.language, "both": family.vision + family.language}[part]
+    paths = {"vision": family.vision, "language": family.language, "both": family.vision + family.language}[
+        part
+    ]
     head = model.get_output_embeddings()
     return [
         f"{path}.{name}"

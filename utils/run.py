@@ -6,7 +6,7 @@ import os
 import resource
 import sys
 import time
-from datetime import datetime, timezone
+from datetime import datetime, timezone, UTC
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,9 @@ def check(args, data: dict[str, list[Sample]], bench) -> None:
         print(f"note: {line}")
     for name, samples in data.items():
         people = len({s.id.split("/")[1] for s in samples})
-        print(f"{name}: {len(samples)} questions of {people} people, {sum(s.picture is None for s in samples)} of them text-only")
+        print(
+            f"{name}: {len(samples)} questions of {people} people, {sum(s.picture is None for s in samples)} of them text-only"
+        )
 
 
 def check_mask_file(args, model_name: str | None) -> None:
@@ -67,14 +69,16 @@ def manifest(args, data: dict[str, list], accelerator) -> dict[str, Any]:
     """The beginning of a run.json: resolved arguments, versions, commit, device, and a fingerprint of each data set."""
     return {
         "script": Path(sys.argv[0]).name,
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "arguments": {name: value for name, value in vars(args).items() if name != "problems"},
         "seed": args.seed,
         "git_commit": checkpoint.git_commit(),
         "versions": checkpoint.versions(),
         "device": str(accelerator.device),
         "processes": accelerator.num_processes,
-        "data": {name: {"samples": len(items), "fingerprint": fingerprint(items)} for name, items in data.items()},
+        "data": {
+            name: {"samples": len(items), "fingerprint": fingerprint(items)} for name, items in data.items()
+        },
     }
 
 

@@ -18,7 +18,8 @@ import shutil
 import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Callable, Iterator
+from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 from utils import checkpoint, models, run
 from utils.data import Sample
@@ -115,7 +116,9 @@ class Trainer:
 
         self.args, self.started = args, time.monotonic()
         # text-only batches leave the vision part without gradients
-        self.accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+        self.accelerator = Accelerator(
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
+        )
         set_seed(args.seed)
         self.vanilla = model_name or getattr(args, "vanilla_dir", None) or args.model_id
         self.processor = models.load_processor(self.vanilla, args.model_id)
@@ -133,8 +136,13 @@ class Trainer:
         self.parameters = dict(self.accelerator.unwrap_model(self.model).named_parameters())
         self.partial = checkpoint.partial_folder(args.save_dir)
         self.manifest = run.manifest(args, data, self.accelerator) | {"vanilla": self.vanilla}
-        self.say(f"model: {self.vanilla} ({self.family.title}), {sum(p.numel() for p in trained):,} weights trained")
-        self.say("settings: " + " ".join(f"{k}={v}" for k, v in self.manifest["arguments"].items() if v is not None))
+        self.say(
+            f"model: {self.vanilla} ({self.family.title}), {sum(p.numel() for p in trained):,} weights trained"
+        )
+        self.say(
+            "settings: "
+            + " ".join(f"{k}={v}" for k, v in self.manifest["arguments"].items() if v is not None)
+        )
 
     def say(self, line: str) -> None:
         self.accelerator.print(line)
@@ -151,7 +159,9 @@ class Trainer:
             raise SystemExit(f"error: --grad_mask_path: {path}: {why}") from why
         salient, named = mask.count()
         total = sum(p.numel() for p in self.parameters.values())
-        self.say(f"mask: {salient:,} of {named:,} weights it names may be changed by forget steps, of {total:,} in the model")
+        self.say(
+            f"mask: {salient:,} of {named:,} weights it names may be changed by forget steps, of {total:,} in the model"
+        )
         return mask.to(self.accelerator.device)
 
     # ------------------------------------------------------------ the loop
@@ -162,7 +172,10 @@ class Trainer:
 
         args, acc = self.args, self.accelerator
         global_batch = args.batch_size * acc.num_processes * args.gradient_accumulation_steps
-        streams = {p.name: Stream(p.samples, global_batch, f"{args.seed}/{p.name}", args.shuffle) for p in order.phases}
+        streams = {
+            p.name: Stream(p.samples, global_batch, f"{args.seed}/{p.name}", args.shuffle)
+            for p in order.phases
+        }
         batches = {name: stream.batches_per_pass for name, stream in streams.items()}
         plan = [phase for _ in range(args.num_epochs) for phase in order.epoch(batches)]
         schedule = get_scheduler(
@@ -173,7 +186,9 @@ class Trainer:
         loaders = {p.name: self._batches(streams[p.name].starting_at(drawn[p.name])) for p in order.phases}
         self.say("steps: " + ", ".join(f"{sum(q is p for q in plan)} {p.name}" for p in order.phases))
         self.losses: dict[str, float] = {}
-        bar = tqdm(total=len(plan), initial=done, disable=not acc.is_main_process, unit="step", mininterval=1.0)
+        bar = tqdm(
+            total=len(plan), initial=done, disable=not acc.is_main_process, unit="step", mininterval=1.0
+        )
         with (self.partial / "log.jsonl").open("a", encoding="utf-8") as log, bar:
             for number, phase in enumerate(plan[done:], start=done + 1):
                 record = {"step": number, "phase": phase.name, "lr": schedule.get_last_lr()[0]}
@@ -219,7 +234,9 @@ class Trainer:
 
         # a generator of its own, so that the loader's start draws nothing from the run's random state
         own = torch.Generator().manual_seed(args.seed)
-        return iter(DataLoader(Shares(), batch_size=1, collate_fn=cut, num_workers=args.num_workers, generator=own))
+        return iter(
+            DataLoader(Shares(), batch_size=1, collate_fn=cut, num_workers=args.num_workers, generator=own)
+        )
 
     def _step(self, phase: Phase, forwards: list[tuple[Batch, bool]], number: int) -> dict[str, float]:
         """One optimizer step on one global batch; returns its loss and gradient norm."""
@@ -236,7 +253,9 @@ class Trainer:
                 value = terms.sum() * (1.0 if counts else 0.0)
                 acc.backward(value)
             total, count = total + value.detach(), count + (terms.numel() if counts else 0)
-        total, count = acc.reduce(torch.stack([total.double(), total.new_tensor(count).double()]), "sum").tolist()
+        total, count = acc.reduce(
+            torch.stack([total.double(), total.new_tensor(count).double()]), "sum"
+        ).tolist()
         if not math.isfinite(total) or count == 0:
             self._diverged(phase, forwards, number, total)
         # DDP has averaged the gradients of sums over the processes; what the step follows is the mean over all terms
@@ -250,7 +269,9 @@ class Trainer:
         if not math.isfinite(norm):
             self._diverged(phase, forwards, number, norm)
         if phase.mask is not None:
-            masked_step(self.optimizer.optimizer, {id(p): name for name, p in self.parameters.items()}, phase.mask)
+            masked_step(
+                self.optimizer.optimizer, {id(p): name for name, p in self.parameters.items()}, phase.mask
+            )
         else:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -258,13 +279,21 @@ class Trainer:
 
     def _diverged(self, phase: Phase, forwards, number: int, value: float) -> None:
         ids = [i for batch, _ in forwards for i in batch.ids]
-        print(f"error: step {number}: the {phase.name} loss or gradient is {value}; batch: {', '.join(ids)}", file=sys.stderr)
+        print(
+            f"error: step {number}: the {phase.name} loss or gradient is {value}; batch: {', '.join(ids)}",
+            file=sys.stderr,
+        )
         kept = self.partial / "state" / "progress.json"
         if kept.is_file():
             step = json.loads(kept.read_text())["step"]
-            print(f"kept: the training state after step {step}, in {kept.parent}; go on with --resume True", file=sys.stderr)
+            print(
+                f"kept: the training state after step {step}, in {kept.parent}; go on with --resume True",
+                file=sys.stderr,
+            )
         else:
-            print("nothing of this run was saved under its final name; a lower --lr may help", file=sys.stderr)
+            print(
+                "nothing of this run was saved under its final name; a lower --lr may help", file=sys.stderr
+            )
         raise SystemExit(DIVERGED)
 
     # ------------------------------------------------------------ state on disk
@@ -293,7 +322,9 @@ class Trainer:
         schedule.load_state_dict(progress["schedule"])
         log = self.partial / "log.jsonl"
         if self.accelerator.is_main_process:
-            log.write_text("".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[: progress["step"]]))
+            log.write_text(
+                "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[: progress["step"]])
+            )
         self.say(f"resumed after step {progress['step']}")
         return progress["step"]
 

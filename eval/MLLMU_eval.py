@@ -1,0 +1,93 @@
+"""Evaluate a model on MLLMU-Bench: forget, test, retain and real people; multiple choice, cloze and generation; image and text.
+
+    python eval/MLLMU_eval.py --evaluated_model path_to_evaluated_model --original_model path_to_original_model \\
+        --data_split_dir data/MLLMU-Bench --forget_ratio 05 --shot zero_shot
+
+writes <evaluated model>/<shot>/forget05/ with results.json and predictions_<split>.jsonl. On several GPUs:
+bash MLLMU_eval.sh 05 0 1 2 3 path_to_evaluated_model path_to_original_model zero_shot
+
+--mcq letter is the benchmark's rule: the first letter of the reply is the choice. --mcq likelihood takes the option that the
+model finds likeliest as an answer (length-normalised), for models that cannot follow the instruction.
+An evaluation that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from eval.prompts import choose_shots, mllmu_prompt, solved_answer
+from utils import cli
+from utils.mllmu import SPLITS, MLLMUBench
+
+
+def parse_args():
+    p = cli.parser(__doc__)
+    cli.add_data_args(p, folder="data/MLLMU-Bench")
+    cli.add_eval_args(p, SPLITS)
+    p.add_argument(
+        "--mcq",
+        type=cli.choice("letter", "likelihood"),
+        default="letter",
+        help="how multiple choice is scored; default letter",
+    )
+    p.add_argument(
+        "--shot",
+        type=cli.choice("zero_shot", "few_shot"),
+        default="zero_shot",
+        help="few_shot shows solved questions of another person first; default zero_shot",
+    )
+    p.add_argument(
+        "--shots", type=cli.number(int, 1), default=1, help="solved questions shown in few_shot; default 1"
+    )
+    return cli.parse(p)
+
+
+def read_questions(args, bench: MLLMUBench):
+    """The questions of the wanted splits and, for few_shot, the solved examples by (task, modality)."""
+    questions = [q for split in args.splits for q in bench.questions(split, args.seed)]
+    if args.shot == "zero_shot":
+        return questions, {}
+    pool = bench.full_set()
+    forget = {q.person for q in questions if q.split in ("forget", "test")} | bench.forget_people()
+    if not {q.person for q in pool} - forget:
+        args.problems.add(
+            "--shot few_shot: Full_Set holds nobody outside the forget set to take examples from"
+        )
+        return questions, {}
+    person, shots = choose_shots(pool, forget, args.seed, args.shots)
+    bench.notes.append(f"few_shot examples are of person {person}, whose own questions are left out")
+    return [q for q in questions if q.person != person], shots
+
+
+def main(args):
+    from eval.run import check, evaluate
+
+    bench = MLLMUBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
+    questions, shots = read_questions(args, bench)
+    check(args, questions, bench)
+
+    def request(question, chat):
+        from eval.generate import Request
+
+        solved = shots.get((question.task, question.modality), [])
+        turns = [
+            (mllmu_prompt(s, args.mcq), int(s.picture is not None), solved_answer(s, args.mcq))
+            for s in solved
+        ]
+        pictures = [q.picture for q in [*solved, question] if q.picture is not None]
+        choice = question.task == "classification"
+        return Request(
+            prompt=chat.prompt(mllmu_prompt(question, args.mcq), int(question.picture is not None), turns),
+            pictures=pictures,
+            letter=choice and args.mcq == "letter",
+            options=list(question.options.values()) if choice and args.mcq == "likelihood" else None,
+        )
+
+    evaluate(args, questions, request, bench)
+
+
+if __name__ == "__main__":
+    main(parse_args())

@@ -1,0 +1,105 @@
+"""Score functions as the published evaluation defines them: pure functions, no model, no torch.
+
+Multiple choice  first alphanumeric character of the reply              letter_choice
+Cloze            the truth occurs in the reply, ignoring case           cloze_hit
+Generation       ROUGE-1/2/L F with stemmer, and sentence BLEU          generation_scores
+summarise() turns the lines of predictions_<split>.jsonl into the `splits` part of results.json.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
+
+SCORES = ("rouge1", "rouge2", "rougeL", "bleu")
+COUNTED = ("classification", "cloze")  # tasks whose questions are right or wrong
+TASKS = (*COUNTED, "generation")
+
+
+def letter_choice(reply: str, options: Collection[str]) -> str | None:
+    """The option that a reply names: its first alphanumeric character, upper-cased, if it is an option.
+
+    None when it is not, or when nothing in the reply is alphanumeric: a wrong answer, for image and text
+    questions alike. The rule is the published one and it is blunt: "The answer is B" reads as "T", hence
+    None.
+    """
+    first = next((character for character in reply if character.isalnum()), "")
+    letter = first.upper()
+    return letter if letter in options else None
+
+
+def cloze_hit(reply: str, truth: str) -> bool:
+    """Whether the reply contains the truth, ignoring case. Raises ValueError for an empty truth."""
+    _require_truth(truth)
+    return truth.lower() in reply.lower()
+
+
+def generation_scores(reply: str, truth: str) -> dict[str, float]:
+    """ROUGE-1/2/L (F measure, Porter stemmer) and BLEU of one reply against one truth, each in 0..1.
+
+    BLEU is nltk's sentence BLEU on a whitespace split with smoothing method 1 and the default weights of 1-
+    to 4-grams, also for truths shorter than four words: a perfect one-word reply then scores 0.1 ** 0.75 =
+    0.178, not 1. This is the published definition, so numbers stay comparable. Raises ValueError for an
+    empty truth.
+    """
+    from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
+
+    _require_truth(truth)
+    scores = {name: float(score.fmeasure) for name, score in _rouge_scorer().score(truth, reply).items()}
+    smoothing = SmoothingFunction().method1
+    scores["bleu"] = float(sentence_bleu([truth.split()], reply.split(), smoothing_function=smoothing))
+    return scores
+
+
+def summarise(predictions: Iterable[dict]) -> dict[str, dict]:
+    """Prediction lines of any number of splits -> {split: {task: {modality: counts or mean scores}}}.
+
+    Classification and cloze give {"correct", "total", "accuracy"}, accuracy in percent with 2 decimals.
+    Generation gives the means of the four scores with 4 decimals, and "total". Splits, tasks and modalities
+    come in the order in which they first occur; a combination without predictions is absent. The order of
+    the lines inside one does not matter. Raises ValueError, naming the prediction, for an unknown task.
+    """
+    groups: dict[str, dict[str, dict[str, list[dict]]]] = {}
+    for line in predictions:
+        if line["task"] not in TASKS:
+            raise ValueError(
+                f"prediction {line['id']}: unknown task {line['task']!r}, known are {', '.join(TASKS)}"
+            )
+        tasks = groups.setdefault(line["split"], {})
+        tasks.setdefault(line["task"], {}).setdefault(line["modality"], []).append(line)
+    return {
+        split: {
+            task: {modality: _summary(task, lines) for modality, lines in modalities.items()}
+            for task, modalities in tasks.items()
+        }
+        for split, tasks in groups.items()
+    }
+
+
+def _summary(task: str, lines: list[dict]) -> dict[str, float | int]:
+    total = len(lines)
+    if task in COUNTED:
+        correct = sum(bool(line["correct"]) for line in lines)
+        return {"correct": correct, "total": total, "accuracy": round(100 * correct / total, 2)}
+    # fsum: the same mean whatever the order in which several processes wrote the lines
+    means = {name: round(math.fsum(line["scores"][name] for line in lines) / total, 4) for name in SCORES}
+    return {**means, "total": total}
+
+
+@lru_cache(maxsize=1)
+def _rouge_scorer() -> RougeScorer:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+
+
+def _require_truth(truth: str) -> None:
+    if not truth.strip():
+        raise ValueError(
+            "empty truth: every reply would count as right; mend or drop this row of the benchmark"
+        )

@@ -1,0 +1,237 @@
+r"""One table, in the paper's shape, from any number of result folders.
+
+    python eval/table.py runs/nano/vanilla runs/nano/GA runs/nano/manifold
+    python eval/table.py runs/nano/vanilla runs/nano/GA --shot zero_shot --forget_ratio 10 \
+        --csv table.csv --latex table.tex --markdown table.md --plot tradeoff.png
+
+Rows are methods; columns are forget / test / retain / real x VQA and QA (multiple choice about a picture /
+as text), generation (ROUGE-L) and cloze, each for picture and text. A cell reads `31.2 (39/125) -20.0`:
+percent, right of all, difference to the vanilla row in points. An arrow at the column's name shows which
+way is better. The CSV has one row per evaluation with the columns <split>_<metric>, and the same with
+_correct, _total and _difference; the LaTeX table needs booktabs and graphicx, with the best method of each
+column in bold.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from eval.results import (
+    BY_KEY,
+    Block,
+    Result,
+    blocks,
+    frame,
+    load_results,
+    lower_is_better,
+    nano,
+    remarks,
+    title,
+    tradeoff,
+    tradeoff_plot,
+)
+from utils import cli
+
+if TYPE_CHECKING:
+    import argparse
+
+    import pandas as pd
+
+NANO = "Nano numbers come from a toy model and drawn people; they say nothing about the published benchmarks."
+
+
+def add_result_args(p: argparse.ArgumentParser) -> None:
+    """Which evaluations to compare: the same for the table and the report."""
+    p.add_argument(
+        "results",
+        nargs="*",
+        default=[],
+        help="model folders, folders with results.json, or such files; one row per evaluation, in this order",
+    )
+    p.add_argument(
+        "--vanilla", help='folder that differences are taken to; default: the rows whose method is "vanilla"'
+    )
+    p.add_argument(
+        "--shot",
+        type=cli.choice("zero_shot", "few_shot"),
+        help="take only these evaluations of a model folder; default: all",
+    )
+    p.add_argument(
+        "--forget_ratio",
+        "--forget_split_ratio",
+        type=cli.ratio,
+        help="take only evaluations of this percentage; default: all (05 and 5 are the same)",
+    )
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    p = cli.parser(__doc__)
+    add_result_args(p)
+    p.add_argument("--csv", help="write the full table here, one row per evaluation; default: not written")
+    p.add_argument("--latex", help="write the full table here as LaTeX; default: not written")
+    p.add_argument(
+        "--markdown", help="write the tables here as Markdown, one per split; default: not written"
+    )
+    p.add_argument(
+        "--plot", help="write the trade-off of forgetting and retention here as PNG; default: not drawn"
+    )
+    return cli.parse(p, argv)
+
+
+def given_results(args: argparse.Namespace) -> list[Result]:
+    """The evaluations that the arguments name. Mistakes are added to args.problems; the caller stops."""
+    if not args.results:
+        args.problems.add("results: name at least one result folder, e.g. runs/nano/vanilla")
+    return load_results(args.results, args.problems, args.vanilla, args.shot, args.forget_ratio)
+
+
+# ---------------------------------------------------------------- the three shapes
+def markdown(results: Sequence[Result], width: int | None = None) -> str:
+    """Title, remarks and one Markdown table per split; too wide ones are split by columns."""
+    parts = [f"**{title(results)}**", *remarks(results)] + [NANO] * nano(results)
+    labels = [result.label for result in results]
+    for block in blocks(results):
+        parts.append(f"**{block.title}**")
+        parts += [
+            _columns_table(labels, block, chosen) for chosen in _fitting(labels, block, width or sys.maxsize)
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _columns_table(labels: list[str], block: Block, chosen: list[int]) -> str:
+    import pandas as pd
+
+    rows = [[str(row[i]) for i in chosen] for row in block.cells]
+    table = pd.DataFrame(
+        rows, columns=[block.headers[i] for i in chosen], index=pd.Index(labels, name="method")
+    )
+    align = ("left", *["right"] * len(chosen))
+    return table.to_markdown(disable_numparse=True, colalign=align)
+
+
+def _fitting(labels: list[str], block: Block, width: int) -> list[list[int]]:
+    """Column numbers in groups that fit, with the labels, into `width` characters (at least one each)."""
+    first = max(map(len, [*labels, "method"])) + 4
+    groups, used = [], 0
+    for i, header in enumerate(block.headers):
+        own = max(len(header), *(len(str(row[i])) for row in block.cells)) + 3
+        if not groups or used + own > width:
+            groups.append([])
+            used = first
+        groups[-1].append(i)
+        used += own
+    return groups
+
+
+def csv_table(results: Sequence[Result]) -> pd.DataFrame:
+    """One row per evaluation, one header line: the setting, then every number of frame()."""
+    table = frame(results)
+    table.columns = [
+        f"{split}_{metric}" + ("" if quantity == "value" else f"_{quantity}")
+        for split, metric, quantity in table.columns
+    ]
+    for place, name in enumerate(("benchmark", "forget_ratio", "shot", "mcq", "seed")):
+        table.insert(place, name, [getattr(result, name) for result in results])
+    return table
+
+
+def latex(results: Sequence[Result]) -> str:
+    """The full table for a paper: numbers of questions in the header, the best method in bold.
+
+    Vanilla does not compete. Nothing is bold when the rows are of different settings.
+    """
+    table = frame(results)
+    values = table.xs("value", axis=1, level="quantity")
+    totals = table.xs("total", axis=1, level="quantity")
+    keys = list(values.columns)
+    values.columns = [
+        (split.replace("_", " "), BY_KEY[key].title.replace("%", r"\%"), _range(totals[split, key]))
+        for split, key in keys
+    ]
+    values.columns = type(totals.columns).from_tuples(values.columns)
+    values.index.name = None
+    digits = {
+        column: f"{{:.{BY_KEY[key].digits}f}}" for column, (_, key) in zip(values.columns, keys, strict=True)
+    }
+    style = values.style.format(digits, na_rep="--").format_index(escape="latex", axis=0)
+    if len({result.setting for result in results}) == 1:
+        methods = [result.label for result in results if not result.is_vanilla]
+        for column, (split, key) in zip(values.columns, keys, strict=True):
+            best = "min" if lower_is_better(split, BY_KEY[key]) else "max"
+            chosen = values.loc[methods, column].dropna()
+            winners = chosen.index[chosen == chosen.agg(best)] if len(chosen) > 1 else []
+            style = style.map(lambda _: "textbf:--rwrap;", subset=(list(winners), [column]))
+    text = style.to_latex(
+        hrules=True,
+        multicol_align="c",
+        column_format="l" + "r" * len(keys),
+        position="t",
+        position_float="centering",
+        environment="table*",
+        label="tab:unlearning",
+        caption=_caption(results),
+    )
+    # 24 columns are wider than any page at the text size
+    text = text.replace(r"\begin{tabular}", "\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}")
+    text = text.replace(r"\end{tabular}", "\\end{tabular}}")
+    return "% needs \\usepackage{booktabs,graphicx}\n" + text
+
+
+def _range(totals: pd.Series) -> str:
+    low, high = totals.min(), totals.max()
+    return f"$n={low}$" if low == high else f"$n={low}$--${high}$"
+
+
+def _caption(results: Sequence[Result]) -> str:
+    text = title(results).replace(" · ", ", ").replace("%", r"\%").replace("_", r"\_")
+    text += (
+        ". Generation: ROUGE-L. Best method in bold, vanilla aside: lowest for picture questions about the "
+    )
+    return text + "people to forget (forget, test), else highest." + (f" {NANO}" if nano(results) else "")
+
+
+def main(args: argparse.Namespace) -> None:
+    results = given_results(args)
+    if args.plot and results and tradeoff(results).empty:
+        args.problems.add(
+            "--plot: needs a vanilla row and the forget and retain splits (multiple choice) of each method"
+        )
+    for flag in ("csv", "latex", "markdown", "plot"):
+        path = getattr(args, flag)
+        if path and Path(path).is_dir():
+            args.problems.add(f"--{flag}: {path} is a folder; give a file name")
+    args.problems.stop()
+
+    # a pipe has no width: tables stay whole there
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print(markdown(results, width))
+    if args.csv:
+        csv_table(results).to_csv(_parent(args.csv))
+    if args.latex:
+        _parent(args.latex).write_text(latex(results), encoding="utf-8")
+    if args.markdown:
+        _parent(args.markdown).write_text(markdown(results), encoding="utf-8")
+    if args.plot:
+        tradeoff_plot(results).savefig(_parent(args.plot), format="png")
+        left_out = [r.label for r in results if r.label not in tradeoff(results).index]
+        if left_out:
+            print(f"Not in the plot, for want of a vanilla or of a number: {', '.join(left_out)}")
+    written = [path for path in (args.csv, args.latex, args.markdown, args.plot) if path]
+    if written:
+        print("Wrote " + ", ".join(written))
+
+
+def _parent(path: str) -> Path:
+    """The path, with its folder made."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return Path(path)
+
+
+if __name__ == "__main__":
+    main(parse_args())

@@ -1,0 +1,139 @@
+"""Golden values of the score functions, worked out by hand. Run: python -m pytest tests/test_metrics.py"""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from eval.metrics import cloze_hit, generation_scores, letter_choice, summarise
+
+OPTIONS = {"A": "Paris", "B": "Rome", "C": "Oslo", "D": "Bern"}
+
+
+@pytest.mark.parametrize(
+    ("reply", "choice"),
+    [
+        ("B", "B"),
+        ("b) Rome", "B"),
+        ("  (c)", "C"),
+        ("**D**: Bern", "D"),
+        ("Answer: B", "A"),  # blunt, as published: the first alphanumeric character is the A of "Answer"
+        ("The answer is B", None),
+        ("E", None),
+        ("1. B", None),
+        ("", None),
+        (" \n.,!", None),
+        ("ß", None),  # upper-cases to two letters
+    ],
+)
+def test_letter_choice(reply, choice):
+    assert letter_choice(reply, OPTIONS) == choice
+
+
+def test_letter_choice_keeps_to_the_options_given():
+    assert letter_choice("D", {"A": "yes", "B": "no"}) is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "truth", "hit"),
+    [
+        ("She was born in NEW YORK.", "New York", True),
+        ("cathedral", "cat", True),  # a substring is enough, as published
+        ("New  York", "New York", False),
+        ("", "x", False),
+    ],
+)
+def test_cloze_hit(reply, truth, hit):
+    assert cloze_hit(reply, truth) is hit
+
+
+@pytest.mark.parametrize("truth", ["", "  "])
+def test_empty_truth_is_an_error(truth):
+    with pytest.raises(ValueError, match="empty truth"):
+        cloze_hit("anything", truth)
+    with pytest.raises(ValueError, match="empty truth"):
+        generation_scores("anything", truth)
+
+
+def test_generation_scores_by_hand():
+    # stems: the cat on a mat / the cat sat on the mat. Unigrams shared 4 of 5 and 6, bigrams 1 of 4 and
+    # 5, LCS 4.
+    scores = generation_scores("the cats on a mat", "the cat sat on the mat")
+    assert scores["rouge1"] == pytest.approx(2 * (4 / 5) * (4 / 6) / (4 / 5 + 4 / 6))
+    assert scores["rouge2"] == pytest.approx(2 * (1 / 4) * (1 / 5) / (1 / 4 + 1 / 5))
+    assert scores["rougeL"] == pytest.approx(8 / 11)
+    # BLEU does not stem: unigrams 3/5, then none of 4, 3, 2 n-grams, each smoothed to 0.1; brevity
+    # exp(1 - 6/5)
+    precisions = (3 / 5) * (0.1 / 4) * (0.1 / 3) * (0.1 / 2)
+    assert scores["bleu"] == pytest.approx(2.718281828459045 ** (1 - 6 / 5) * precisions**0.25)
+
+
+def test_rouge_l_counts_order():
+    scores = generation_scores("c b a", "a b c")
+    assert scores["rouge1"] == 1.0
+    assert scores["rougeL"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("reply", "truth", "rouge", "bleu"),
+    [
+        ("a quiet river runs south", "a quiet river runs south", 1.0, 1.0),
+        ("London", "London", 1.0, 0.1**0.75),  # short truth, 4-gram weights
+        ("", "London", 0.0, 0.0),
+        ("Oslo", "London", 0.0, 0.0),  # no word shared: nltk gives 0 before any smoothing
+    ],
+)
+def test_generation_scores_at_the_edges(reply, truth, rouge, bleu):
+    scores = generation_scores(reply, truth)
+    assert scores["rougeL"] == pytest.approx(rouge)
+    assert scores["bleu"] == pytest.approx(bleu)
+    assert all(isinstance(value, float) for value in scores.values())
+
+
+def prediction(split, task, modality, **result):
+    return {"id": f"{split}/{task}/{modality}", "split": split, "task": task, "modality": modality, **result}
+
+
+def test_summarise_counts_and_means():
+    score = dict.fromkeys(("rouge1", "rouge2", "rougeL"), 0.5)
+    lines = [
+        *(prediction("forget", "classification", "image", correct=i < 39) for i in range(125)),
+        *(prediction("forget", "classification", "text", correct=i < 1) for i in range(3)),
+        prediction("retain", "cloze", "text", correct=True),
+        prediction("retain", "generation", "image", scores={**score, "bleu": 0.1}),
+        prediction("retain", "generation", "image", scores={**score, "bleu": 0.2}),
+        prediction("retain", "generation", "image", scores={**score, "bleu": 0.2}),
+    ]
+    expected = {
+        "forget": {
+            "classification": {
+                "image": {"correct": 39, "total": 125, "accuracy": 31.2},
+                "text": {"correct": 1, "total": 3, "accuracy": 33.33},
+            }
+        },
+        "retain": {
+            "cloze": {"text": {"correct": 1, "total": 1, "accuracy": 100.0}},
+            "generation": {
+                "image": {"rouge1": 0.5, "rouge2": 0.5, "rougeL": 0.5, "bleu": 0.1667, "total": 3}
+            },
+        },
+    }
+    assert summarise(iter(lines)) == expected
+    random.Random(0).shuffle(lines)
+    assert summarise(lines) == expected
+
+
+def test_summarise_of_nothing_and_of_an_unknown_task():
+    assert summarise([]) == {}
+    with pytest.raises(ValueError, match="forget/captioning/image.*captioning"):
+        summarise([prediction("forget", "captioning", "image", correct=True)])
+
+
+def test_metrics_import_no_torch():
+    code = "import sys, eval.metrics as m; m.generation_scores('a', 'a'); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
