@@ -1,10 +1,11 @@
-"""GA, gradient ascent, on MLLMU-Bench: unlearn the pictures of the forget set by making their answers unlikely.
+"""GA (gradient ascent) on MLLMU-Bench: make the answers about the forget set's pictures unlikely.
 
-    python MLLMU_GA.py --model_id path_to_original_model --vanilla_dir path_to_vanilla_model --data_split_dir data/MLLMMU-Bench \\
-        --forget_split_ratio 05 --save_dir path_to_save_dir --batch_size 4 --lr 1e-5 --num_epochs 1 --ans_only True
+    python MLLMU_GA.py --model_id path_to_original_model --vanilla_dir path_to_vanilla_model \\
+        --data_split_dir data/MLLMMU-Bench --forget_split_ratio 05 --save_dir path_to_save_dir \\
+        --batch_size 4 --lr 1e-5 --num_epochs 1 --ans_only True
 
-Nothing holds the other knowledge in place: GA forgets other people too, and at a higher learning rate everything.
-Baseline of the paper (arXiv 2502.11051); Thudi et al. 2022, arXiv 2109.13398.
+Nothing holds the other knowledge in place: GA forgets other people too, and at a higher learning rate
+everything. Baseline of the paper (arXiv 2502.11051); Thudi et al. 2022, arXiv 2109.13398.
 """
 
 from utils import cli

@@ -3,8 +3,8 @@
     python MLLMU_finetune.py --model_id path_to_original_model --data_split_dir data/MLLMU-Bench \\
         --save_dir path_to_mllmu_vanilla --batch_size 4 --lr 1e-5 --num_epochs 1
 
-Trains a LoRA adapter by default and merges it on save; `--lora False` trains all weights. The data are `ft_Data`, or, where there
-is none, forget_N and retain_{100-N} of --forget_split_ratio.
+Trains a LoRA adapter by default and merges it on save; `--lora False` trains all weights. The data are
+`ft_Data`, or, where there is none, forget_N and retain_{100-N} of --forget_split_ratio.
 """
 
 from utils import cli

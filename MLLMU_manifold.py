@@ -1,18 +1,20 @@
-"""MMUnlearner on MLLMU-Bench: forget what the model sees in a picture, keep what it knows in text, keep everybody else.
+"""MMUnlearner on MLLMU-Bench: forget a person's pictures, keep the knowledge in text, keep everybody else.
 
     python MLLMU_manifold.py --model_id path_to_original_model --vanilla_dir path_to_vanilla_model \\
-        --data_split_dir data/MLLMMU-Bench --forget_split_ratio 05 --save_dir path_to_save_dir --batch_size 4 --lr 1e-5 \\
-        --num_epochs 1 --grad_mask_path path_to/mllmu_language_mask.pt --ans_only True
+        --data_split_dir data/MLLMMU-Bench --forget_split_ratio 05 --save_dir path_to_save_dir \\
+        --batch_size 4 --lr 1e-5 --num_epochs 1 \\
+        --grad_mask_path path_to/mllmu_language_mask.pt --ans_only True
 
 The mask comes from data_process/MLLMU_gen_mask.py, made on the same vanilla model: mllmu_language_mask.pt,
-mllmu_vision_mask.pt or mllmu_both_mask.pt. A weight may take a forget step only where the mask is 1, that is where its squared
-gradient on the forget set is at least that on everything to be preserved:
+mllmu_vision_mask.pt or mllmu_both_mask.pt. A weight may take a forget step only where the mask is 1, that is
+where its squared gradient on the forget set is at least that on everything to be preserved:
 
     θ ← θ − η · m ⊙ ∇( −α · CE(forget) )        every k-th step, k = retain batches // forget batches
     θ ← θ − η · ∇ CE(retain)                    every step
 
-A weight outside the mask is after a forget step bit for bit what it was. All weights are trained, since the mask is over full
-weights. Huo et al., ACL 2025 Findings, arXiv 2502.11051; the saliency after Huang et al. 2024 (SFR-on), arXiv 2409.19732.
+A weight outside the mask is after a forget step bit for bit what it was. All weights are trained, since the
+mask is over full weights. Huo et al., ACL 2025 Findings, arXiv 2502.11051; the saliency after Huang et al.
+2024 (SFR-on), arXiv 2409.19732.
 """
 
 from utils import cli

@@ -1,7 +1,8 @@
 """Make the saliency masks of MLLMU-Bench for one vanilla model: language, vision and both, in one run.
 
-    python data_process/MLLMU_gen_mask.py --model_id path_to_original_model --vanilla_dir path_to_vanilla_model \\
-        --data_split_dir data/MLLMMU-Bench --forget_split_ratio 05 --save_dir path_to_masks
+    python data_process/MLLMU_gen_mask.py --model_id path_to_original_model \\
+        --vanilla_dir path_to_vanilla_model --data_split_dir data/MLLMMU-Bench --forget_split_ratio 05 \\
+        --save_dir path_to_masks
 
 writes mllmu_language_mask.pt, mllmu_vision_mask.pt, mllmu_both_mask.pt and coverage.json into --save_dir.
 
@@ -10,8 +11,8 @@ writes mllmu_language_mask.pt, mllmu_vision_mask.pt, mllmu_both_mask.pt and cove
     language  decoder, embeddings, head          retain pictures and text questions about everybody
     both      the union of the two
 
-The three masks share three passes: forget pictures, retain pictures, text questions. Formula and sources: data_process/saliency.py.
-On several GPUs: accelerate launch data_process/MLLMU_gen_mask.py ...
+The three masks share three passes: forget pictures, retain pictures, text questions. Formula and sources:
+data_process/saliency.py. On several GPUs: accelerate launch data_process/MLLMU_gen_mask.py ...
 """
 
 from __future__ import annotations

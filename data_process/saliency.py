@@ -1,10 +1,12 @@
-"""The Fisher pass: squared gradients of the answer loss, summed in fp32 while backward runs, and the masks made of them.
+"""The Fisher pass: squared gradients summed in fp32 while backward runs, and the masks made of them.
 
-    S(D)[w] = mean over batches b of D of ( ∂ CE(b) / ∂w )²          diagonal empirical Fisher, at the vanilla weights
+    S(D)[w] = mean over batches b of D of ( ∂ CE(b) / ∂w )²
     m[w]    = 1  where  (S(forget)[w] + ε) / (S(preserve)[w] + ε) ≥ threshold,  ε = 1e-15
 
-Huang et al. 2024 (SFR-on, arXiv 2409.19732), Huo et al. 2025 (MMUnlearner, arXiv 2502.11051). Not in half precision: below a gradient
-of about 1.7e-4 an fp16 square is 0, and most of a mask would be decided by underflow.
+S is the diagonal empirical Fisher information at the vanilla weights; CE is the mean over answer tokens.
+Huang et al. 2024 (SFR-on, arXiv 2409.19732), Huo et al. 2025 (MMUnlearner, arXiv 2502.11051). Not in half
+precision: below a gradient of about 1.7e-4 an fp16 square is 0, and most of a mask would be decided by
+underflow.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ import math
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from collections.abc import Sequence
 
 import torch
 from tqdm import tqdm
@@ -30,9 +32,11 @@ EPS = 1e-15
 
 
 class SquaredGradients:
-    """Accumulates squared gradients of `parameters` as backward produces them, and frees each gradient at once.
+    """Accumulates squared gradients of `parameters` as backward produces them, and frees each gradient at
+    once.
 
-    A full set of gradients never exists: a hook takes each one when it is complete. sums: {name: fp32 tensor} on `device`.
+    A full set of gradients never exists: a hook takes each one when it is complete. sums: {name: fp32 tensor}
+    on `device`.
     """
 
     def __init__(self, parameters: dict[str, torch.nn.Parameter], device: torch.device):
@@ -77,11 +81,12 @@ def fisher_pass(
     per_sample: bool,
     device: torch.device,
 ) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
-    """Sums of squared gradients over all plans of one set, and per parameter the number of batches they were summed over.
+    """Sums of squared gradients over all plans of one set, and per parameter the number of batches they were
+    summed over.
 
-    Returns ({name: fp32 tensor}, {name: batches}); the saliency is their quotient. Every process takes its share of the
-    batches and all get the same sums. Plans of one call add up: retain pictures and text knowledge are one preserve set for
-    the language part, while the vision part sees only the pictures.
+    Returns ({name: fp32 tensor}, {name: batches}); the saliency is their quotient. Every process takes its
+    share of the batches and all get the same sums. Plans of one call add up: retain pictures and text
+    knowledge are one preserve set for the language part, while the vision part sees only the pictures.
     """
     parameters = {name: p for plan in plans for name, p in plan.parameters.items()}
     for p in model.parameters():
@@ -134,7 +139,8 @@ def ratio_mask(
 
 # ---------------------------------------------------------------- the command, the same for every benchmark
 def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
-    """Load the vanilla model, run the passes, write `<prefix>_{language,vision,both}_mask.pt` and coverage.json.
+    """Load the vanilla model, run the passes, write `<prefix>_{language,vision,both}_mask.pt` and
+    coverage.json.
 
     data: {"forget": pictures, "retain": pictures, "text": text questions about everybody}.
     """
@@ -186,7 +192,8 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
 def write_masks(
     save_dir: str, prefix: str, masks: dict, part_of: dict[str, str], about: dict, manifest: dict
 ) -> None:
-    """The three files, the coverage report on screen and in coverage.json, and run.json: all of them or none."""
+    """The three files, the coverage report on screen and in coverage.json, and run.json: all of them or
+    none."""
     partial_dir = checkpoint.partial_folder(save_dir)
     shutil.rmtree(partial_dir, ignore_errors=True)
     partial_dir.mkdir(parents=True)
@@ -213,7 +220,8 @@ def write_masks(
 def coverage(
     salient: dict[str, int], sizes: dict[str, int], part_of: dict[str, str]
 ) -> dict[str, dict[str, dict]]:
-    """{part: {group: {"salient", "weights", "share"}}}; a group is a numbered layer, or a module outside the layers."""
+    """{part: {group: {"salient", "weights", "share"}}}; a group is a numbered layer, or a module outside the
+    layers."""
     report: dict[str, dict[str, dict]] = {}
     for name, size in sizes.items():
         layer = re.match(r"(.*?\.(?:layers|blocks|global_layers)\.\d+)\.", name)

@@ -1,13 +1,17 @@
-"""Evaluate a model on MLLMU-Bench: forget, test, retain and real people; multiple choice, cloze and generation; image and text.
+"""Evaluate a model on MLLMU-Bench: multiple choice, cloze and generation, with pictures and in text alone.
 
-    python eval/MLLMU_eval.py --evaluated_model path_to_evaluated_model --original_model path_to_original_model \\
-        --data_split_dir data/MLLMU-Bench --forget_ratio 05 --shot zero_shot
+    python eval/MLLMU_eval.py --evaluated_model path_to_evaluated_model \\
+        --original_model path_to_original_model --data_split_dir data/MLLMU-Bench \\
+        --forget_ratio 05 --shot zero_shot
 
-writes <evaluated model>/<shot>/forget05/ with results.json and predictions_<split>.jsonl. On several GPUs:
-bash MLLMU_eval.sh 05 0 1 2 3 path_to_evaluated_model path_to_original_model zero_shot
+asks about forget people, the same in other pictures (test), retain people and real people, and writes
+<evaluated model>/<shot>/forget05/ with results.json and predictions_<split>.jsonl. On several GPUs:
 
---mcq letter is the benchmark's rule: the first letter of the reply is the choice. --mcq likelihood takes the option that the
-model finds likeliest as an answer (length-normalised), for models that cannot follow the instruction.
+    bash MLLMU_eval.sh 05 0 1 2 3 path_to_evaluated_model path_to_original_model zero_shot
+
+--mcq letter is the benchmark's rule: the first letter of the reply is the choice. --mcq likelihood takes the
+option that the model finds likeliest as an answer (length-normalised), for models that cannot follow the
+instruction.
 An evaluation that was stopped goes on where it was.
 """
 

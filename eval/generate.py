@@ -1,9 +1,10 @@
-"""Batched greedy replies and option likelihoods, the same in batches of any size as one at a time (in fp32)."""
+"""Batched greedy replies and option likelihoods, the same in batches of any size as one at a time (in
+fp32)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
@@ -30,7 +31,8 @@ class Request:
 
 
 def batches(requests: Sequence[Request], size: int) -> Iterator[list[int]]:
-    """Indices in batches of like requests: same kind, same number of pictures, similar length, longest first."""
+    """Indices in batches of like requests: same kind, same number of pictures, similar length, longest
+    first."""
     kind = lambda r: (len(r.pictures), r.options is not None, r.letter)
     groups: dict[tuple, list[int]] = {}
     for i, request in enumerate(requests):
@@ -60,7 +62,8 @@ class Answerer:
 
     @torch.inference_mode()
     def answer(self, requests: list[Request]) -> list[str] | list[list[float]]:
-        """Replies, or for requests with options their scores; all requests of a call are of one kind (see `batches`)."""
+        """Replies, or for requests with options their scores; all requests of a call are of one kind (see
+        `batches`)."""
         return self._score(requests) if requests[0].options is not None else self._reply(requests)
 
     def _reply(self, requests: list[Request]) -> list[str]:
@@ -78,7 +81,8 @@ class Answerer:
         return [text.strip() for text in self.tokenizer.batch_decode(replies, skip_special_tokens=True)]
 
     def _score(self, requests: list[Request]) -> list[list[float]]:
-        """Per option: log p(option | prompt) / its length in bytes, as `acc_norm` of the lm-evaluation-harness does it."""
+        """Per option: log p(option | prompt) / its length in bytes, as `acc_norm` of the
+        lm-evaluation-harness does it."""
         pairs = [(r, option) for r in requests for option in r.options]
         pictures = [r.loaded() for r, _ in pairs] if requests[0].pictures else []
         batch = self.collator.batch(
@@ -93,7 +97,8 @@ class Answerer:
 
 
 class FirstLetter(StoppingCriteria):
-    """A row is finished once a token with a letter or digit was produced: it decides a multiple-choice reply."""
+    """A row is finished once a token with a letter or digit was produced: it decides a multiple-choice
+    reply."""
 
     def __init__(self, tokenizer, device):
         texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], skip_special_tokens=True)

@@ -1,6 +1,8 @@
-"""The words of MLLMU-Bench's evaluation (arXiv 2410.22108), without their per-family copies: the chat template adds the rest.
+"""The words of MLLMU-Bench's evaluation (arXiv 2410.22108), without their per-family copies: the chat
+template adds the rest.
 
-A question is shown as one user turn, in few-shot evaluation after solved questions of the same task and modality.
+A question is shown as one user turn, in few-shot evaluation after solved questions of the same task and
+modality.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ SENTENCE = "Answer the question based on your trained knowledge in one sentence 
 def mllmu_prompt(question: Question, mcq: str) -> str:
     """The user's turn for one question.
 
-    Multiple choice shows its options and asks for a letter; scored by likelihood (mcq "likelihood") it is the bare question,
-    since each option is then tried as the answer.
+    Multiple choice shows its options and asks for a letter; scored by likelihood (mcq "likelihood") it is the
+    bare question, since each option is then tried as the answer.
     """
     if question.task == "classification":
         if mcq == "likelihood":
@@ -36,7 +38,8 @@ def solved_answer(question: Question, mcq: str) -> str:
 
 
 def choose_shots(pool: list[Question], forget: set[str], seed: int, number: int) -> tuple[str, dict]:
-    """A person drawn by the seed from the pool, not one to forget, and their first `number` questions of each kind.
+    """A person drawn by the seed from the pool, not one to forget, and their first `number` questions of each
+    kind.
 
     Returns (person, {(task, modality): [Question, ...]}).
     """

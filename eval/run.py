@@ -1,8 +1,9 @@
-"""The run around an evaluation, the same for every benchmark: checks, shares of work, answers kept on disk, merged results.
+"""The run around an evaluation, the same for every benchmark: checks, shares of work, answers kept on disk,
+merged results.
 
-While it runs, answers lie line by line in `<shot>/.forget05.<settings>.partial/`, one file per worker. The settings' digest is in the
-name: a stopped run goes on, and a run with other settings never picks up its answers. When all questions are answered they
-are merged into `<shot>/forget05/`, which appears as a whole.
+While it runs, answers lie line by line in `<shot>/.forget05.<settings>.partial/`, one file per worker. The
+settings' digest is in the name: a stopped run goes on, and a run with other settings never picks up its
+answers. When all questions are answered they are merged into `<shot>/forget05/`, which appears as a whole.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from collections.abc import Callable
 
 from eval.metrics import cloze_hit, generation_scores, letter_choice, summarise
 from utils import checkpoint, models, run
@@ -43,7 +44,8 @@ def check(args, questions: list[Question], bench) -> None:
 
 
 def evaluate(args, questions: list[Question], request: Callable, bench) -> None:
-    """This worker's share of the questions, or the merge of all shares (or only the checks, which are then done).
+    """This worker's share of the questions, or the merge of all shares (or only the checks, which are then
+    done).
 
     request: (question, chat) -> eval.generate.Request.
     """
@@ -79,7 +81,8 @@ def _weights_stamp(folder: Path) -> str:
 
 
 def share_of(questions: list[Question], worker: int, workers: int) -> list[Question]:
-    """Whole people, dealt in turn, so that all workers get about as many questions and a picture stays with one."""
+    """Whole people, dealt in turn, so that all workers get about as many questions and a picture stays with
+    one."""
     order = {unit: i for i, unit in enumerate(dict.fromkeys((q.split, q.person) for q in questions))}
     return [q for q in questions if order[q.split, q.person] % workers == worker]
 
@@ -153,7 +156,8 @@ def prediction(question: Question, request, reply: str | list[float]) -> dict[st
 
 
 def _finished(parts: Path) -> dict[str, dict]:
-    """All answers on disk by question id. A line cut short by a kill is not an answer, and is cut off the file."""
+    """All answers on disk by question id. A line cut short by a kill is not an answer, and is cut off the
+    file."""
     found = {}
     for path in sorted(parts.glob("worker_*.jsonl")):
         text = path.read_text(encoding="utf-8")
@@ -171,8 +175,9 @@ def _merge(args, questions: list[Question], settings: dict, parts: Path, folder:
     finished = _finished(parts)
     missing = [q.id for q in questions if q.id not in finished]
     if missing:
+        share = f"{len(missing)} of {len(questions)}"
         raise SystemExit(
-            f"error: {len(missing)} of {len(questions)} questions have no answer, e.g. {missing[0]}; run again"
+            f"error: {share} questions have no answer yet, e.g. {missing[0]}; run the workers again"
         )
     lines = [finished[q.id] for q in questions]
     fresh = folder.with_name(f".{folder.name}.new")
@@ -200,9 +205,13 @@ def _merge(args, questions: list[Question], settings: dict, parts: Path, folder:
         shutil.rmtree(old)
     for split, tasks in results["splits"].items():
         cells = [
-            f"{task} {modality} " + (f"{s['accuracy']:.1f} ({s['correct']}/{s['total']})" if "correct" in s else
-                                     f"R-L {s['rougeL']:.3f} ({s['total']})")
-            for task, modalities in tasks.items() for modality, s in modalities.items()
-        ]  # fmt: skip
-        print(f"{split:7} " + "; ".join(cells))
+            f"{task} {modality} {_short(s)}" for task, kinds in tasks.items() for modality, s in kinds.items()
+        ]
+        print(f"{split:7} {'; '.join(cells)}")
     print(f"saved {folder / 'results.json'}")
+
+
+def _short(summary: dict[str, Any]) -> str:
+    if "correct" in summary:
+        return f"{summary['accuracy']:.1f} ({summary['correct']}/{summary['total']})"
+    return f"R-L {summary['rougeL']:.3f} ({summary['total']})"

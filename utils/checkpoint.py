@@ -1,7 +1,8 @@
-"""What a run leaves on disk: a whole Hugging Face checkpoint with `run.json` and `log.jsonl`, or nothing under that name.
+"""What a run leaves on disk: a whole Hugging Face checkpoint with `run.json` and `log.jsonl`, or nothing
+under that name.
 
-While a run works, everything lies in a hidden neighbour, `.<name>.partial`; when it is whole the folder is renamed. The training
-state that --save_steps keeps lies there too.
+While a run works, everything lies in a hidden neighbour, `.<name>.partial`; when it is whole the folder is
+renamed. The training state that --save_steps keeps lies there too.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def check_save_dir(
         problems.add(f"--save_dir: {save_dir} is or lies under a file")
     elif folder.is_dir() and any(folder.iterdir()) and not (folder / "run.json").is_file():
         problems.add(
-            f"--save_dir: {save_dir} exists and was not written by this suite (no run.json); choose another folder"
+            f"--save_dir: {save_dir} exists and is not ours (it holds no run.json); choose another folder"
         )
     if resume and not (partial_folder(folder) / "state" / "progress.json").is_file():
         problems.add(

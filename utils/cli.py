@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
 from collections.abc import Callable
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Bad:
-    """What a flag's converter returns for a value that it cannot read, so that parsing goes on and all are reported."""
+    """What a flag's converter returns for a value that it cannot read, so that parsing goes on and all are
+    reported."""
 
     why: str
 
 
 class Problems:
-    """Collects what is wrong with the input; `stop()` prints it all, one line each, and ends with exit code 2."""
+    """Collects what is wrong with the input; `stop()` prints it all, one line each, and ends with exit code
+    2."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -102,7 +104,8 @@ def flag(p, *names: str, default: bool, help: str) -> None:
 
 
 def parse(p: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse; `args.problems` holds every mistake so far. Checks of files add to it, then somebody calls `stop()`."""
+    """Parse; `args.problems` holds every mistake so far. Checks of files add to it, then somebody calls
+    `stop()`."""
     required = [action for action in p._actions if action.required]
     for action in required:
         action.required = False  # collected below, together with the other mistakes
@@ -159,7 +162,7 @@ def add_data_args(p: argparse.ArgumentParser, folder: str) -> None:
         "--data_folder",
         "--data_dir",
         default=folder,
-        help=f"benchmark folder; default {folder}; its neighbours of the same benchmark are found by themselves",
+        help=f"benchmark folder; default {folder}; its neighbours are found by themselves",
     )
     g.add_argument(
         "--forget_ratio",
@@ -266,7 +269,7 @@ def add_mask_args(p: argparse.ArgumentParser) -> None:
         "--fisher",
         type=choice("batch", "sample"),
         default="batch",
-        help="square the gradient of each batch's mean loss (default, as in the paper's code), or of each sample's loss",
+        help="square each batch's gradient (default, as in the paper's code) or each sample's",
     )
     g.add_argument("--batch_size", type=number(int, 1), default=4, help="samples per batch; default 4")
     g.add_argument(
@@ -328,7 +331,7 @@ def add_eval_args(p: argparse.ArgumentParser, splits: tuple[str, ...]) -> None:
     g.add_argument(
         "--worker",
         type=number(int, 0),
-        help="answer only the share of worker number ... (from 0) and do not merge; default: answer all and merge",
+        help="answer only this worker's share, from 0, and do not merge; default: answer all and merge",
     )
     g.add_argument(
         "--workers", type=number(int, 1), default=1, help="how many workers share the questions; default 1"

@@ -1,14 +1,14 @@
 """From samples to tensors: chat rendering, exact answer labels, batches.
 
-The answer's tokens are never searched for. The chat template is rendered up to the generation prompt, the answer and its
-end-of-turn token are appended, and since they stand at the very end (after every picture), the number of their tokens is
-counted from the right.
+The answer's tokens are never searched for. The chat template is rendered up to the generation prompt, the
+answer and its end-of-turn token are appended, and since they stand at the very end (after every picture), the
+number of their tokens is counted from the right.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -19,7 +19,8 @@ IGNORE = -100  # label of a token that does not count, as in torch's cross-entro
 
 @dataclass
 class Batch:
-    """`inputs` for the model (`input_ids` (B, T), pictures in the family's own form), `labels` (B, T), sample ids."""
+    """`inputs` for the model (`input_ids` (B, T), pictures in the family's own form), `labels` (B, T), sample
+    ids."""
 
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor
@@ -31,7 +32,8 @@ class Batch:
 
 
 class Chat:
-    """The model's own chat template, taken apart once: what stands between prompt and answer, and what ends a turn.
+    """The model's own chat template, taken apart once: what stands between prompt and answer, and what ends a
+    turn.
 
     end: the template's own end-of-turn token; the tokenizer's EOS where the template has none (LLaVA-1.5).
     """
@@ -54,12 +56,14 @@ class Chat:
 
     def _render(self, messages, **kwargs) -> str:
         if "date_string" in self.processor.chat_template:
-            # Llama-3.2's template prints today's date in text-only prompts, which would change the numbers tomorrow
+            # Llama-3.2's template prints today's date in text-only prompts, which would change the numbers
+            # tomorrow
             kwargs["date_string"] = "26 Jul 2024"
         return self.processor.apply_chat_template(messages, tokenize=False, **kwargs)
 
     def prompt(self, question: str, pictures: int, shots: Sequence[tuple[str, int, str]] = ()) -> str:
-        """The text up to where the answer begins. shots: solved examples (question, pictures, answer) as earlier turns."""
+        """The text up to where the answer begins. shots: solved examples (question, pictures, answer) as
+        earlier turns."""
         turn = lambda text, n: {
             "role": "user",
             "content": [{"type": "image"}] * n + [{"type": "text", "text": text}],
@@ -76,8 +80,8 @@ class Chat:
 class Collator:
     """Samples -> Batch, right-padded. All samples of a call have a picture, or none has.
 
-    ans_only: labels on the answer and its end-of-turn token; else on every text token. Never on padding or picture tokens.
-    end_of_turn: whether the end-of-turn token counts (option scoring leaves it out).
+    ans_only: labels on the answer and its end-of-turn token; else on every text token. Never on padding or
+    picture tokens. end_of_turn: whether the end-of-turn token counts (option scoring leaves it out).
     """
 
     def __init__(self, processor, family, ans_only: bool = True, end_of_turn: bool = True):
@@ -111,7 +115,8 @@ class Collator:
         """
         spans = self.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
         begin = len(text) - len(answer)
-        # a blank before the answer may be a token's first character ("▁Paris"); what must not count is the prompt's text
+        # a blank before the answer may be a token's first character ("▁Paris"); what must not count is the
+        # prompt's text
         begin += len(answer) - len(answer.lstrip())
         return sum(end > begin for _, end in spans)
 

@@ -1,18 +1,18 @@
 """Samples, pictures and tables: what every benchmark reader is made of.
 
-Tables are read with pyarrow (parquet, as the hub serves them) or `datasets` (`save_to_disk` folders). Pictures stay encoded
-bytes until somebody needs the pixels.
+Tables are read with pyarrow (parquet, as the hub serves them) or `datasets` (`save_to_disk` folders).
+Pictures stay encoded bytes until somebody needs the pixels.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from collections.abc import Iterable
 
 from utils.cli import Problems
 
@@ -32,7 +32,8 @@ class Picture:
             return image.convert("RGB")
 
     def problem(self) -> str | None:
-        """Why the picture cannot be read, or None. Decodes all of it, at low resolution where the format allows."""
+        """Why the picture cannot be read, or None. Decodes all of it, at low resolution where the format
+        allows."""
         from PIL import Image
 
         try:
@@ -51,7 +52,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Sample:
-    """One question with its answer; `picture` is None for a text-only question. `id` is e.g. "forget_5/010/3"."""
+    """One question with its answer; `picture` is None for a text-only question. `id` is e.g.
+    "forget_5/010/3"."""
 
     id: str
     picture: Picture | None
@@ -61,7 +63,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Question:
-    """One evaluation item. `truth` is the letter for classification, else the text; `options` maps letters to texts."""
+    """One evaluation item. `truth` is the letter for classification, else the text; `options` maps letters to
+    texts."""
 
     id: str
     person: str
@@ -101,7 +104,8 @@ def columns_of(folder: Path) -> list[str]:
 
 
 def read_rows(folder: Path, columns: Iterable[str], ids: set[str] | None = None) -> list[dict[str, Any]]:
-    """Rows as plain dicts: pictures as {"bytes", "path"}, lists as lists. With `ids`, only rows whose ID is among them."""
+    """Rows as plain dicts: pictures as {"bytes", "path"}, lists as lists. With `ids`, only rows whose ID is
+    among them."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -135,7 +139,8 @@ def picture_from(cell: dict[str, Any] | bytes | None, source: str) -> Picture | 
 def drop_bad_pictures(items: list, flag: str, skip: bool, problems: Problems) -> list:
     """The samples or questions whose pictures can be read.
 
-    Unreadable ones are a problem that names the rows, or, with `skip`, are left out and counted on the screen.
+    Unreadable ones are a problem that names the rows, or, with `skip`, are left out and counted on the
+    screen.
     """
     pictures = {id(item.picture): item.picture for item in items if item.picture is not None}
     with ThreadPoolExecutor() as pool:

@@ -1,7 +1,8 @@
 """What every objective is built from: log-likelihoods at the labelled tokens.
 
-A method's loss function returns a vector of terms, one per labelled token (or one per sample); the training loop takes the
-mean over all terms of an optimizer step, however the step is cut into forwards and processes. So a loss never divides.
+A method's loss function returns a vector of terms, one per labelled token (or one per sample); the training
+loop takes the mean over all terms of an optimizer step, however the step is cut into forwards and processes.
+So a loss never divides.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ def label_logits(model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch
     """Logits where there are labels, and only there.
 
     Returns:
-        logits (N, V) in fp32, targets (N,), and for each of the N labelled tokens the index of its sample, (N,).
+        logits (N, V) in fp32, targets (N,), and for each of the N labelled tokens the index of its sample,
+        (N,).
     """
     targets = batch.labels[:, 1:]  # (B, T-1): the logits at t predict the token at t+1
     labelled = targets != IGNORE

@@ -1,9 +1,13 @@
 """Saliency masks: their file format, their checks, and the masked optimizer step.
 
 File (torch.save of plain types and tensors, loads with `weights_only=True`):
-    {"format": FORMAT, "weight": {parameter name: uint8 (ceil(n/8),), one bit per weight, first weight in the highest bit},
-     "shape": {parameter name: [..]}, "part", "kind", "fisher", "threshold", "model" (fingerprint), "data" {set: fingerprint},
-     "salient": {parameter name: count}}
+
+    {"format": FORMAT,
+     "weight": {parameter name: uint8 (ceil(n/8),)},    one bit per weight, the first in the highest bit
+     "shape": {parameter name: [...]}, "salient": {parameter name: count},
+     "part", "kind", "fisher", "threshold", "ans_only", "model" {name, fingerprint},
+     "data" {set: fingerprint}}
+
 A mask names the weights that the forget step may change. A parameter that is not named is outside the mask.
 Files of the paper's released code, {"weight": {name: bool tensor}} with transformers 4 names, load too.
 """
@@ -93,8 +97,8 @@ class Mask:
         strange = [name for name in self.bits if name not in shapes]
         if strange:
             raise MaskError(
-                f"it names {len(strange)} of {len(self.bits)} parameters that the model does not have, e.g. {strange[0]};"
-                " make a mask for this model with data_process/MLLMU_gen_mask.py"
+                f"it names {len(strange)} of {len(self.bits)} parameters that the model does not have,"
+                f" e.g. {strange[0]}; make a mask for this model with data_process/MLLMU_gen_mask.py"
             )
         wrong = [name for name in self.bits if list(self.shapes[name]) != list(shapes[name])]
         if wrong:
@@ -130,11 +134,12 @@ def mask_gradients(named_parameters: dict[str, torch.nn.Parameter], mask: Mask) 
 
 @torch.no_grad()
 def masked_step(optimizer: torch.optim.Optimizer, names: dict[int, str], mask: Mask) -> None:
-    """One optimizer step after which every weight outside the mask, and its moments, are bit for bit what they were.
+    """One optimizer step after which every weight outside the mask, and its moments, are bit for bit what
+    they were.
 
-    A masked gradient alone does not achieve that: momentum and decay move weights whose gradient is zero. The optimizer is
-    run over one parameter at a time, so that what is kept aside is never more than copies of one parameter. Its step counter
-    (one number per parameter) does advance.
+    A masked gradient alone does not achieve that: momentum and decay move weights whose gradient is zero. The
+    optimizer is run over one parameter at a time, so that what is kept aside is never more than copies of one
+    parameter. Its step counter (one number per parameter) does advance.
 
     names: {id(parameter): name}.
     """
@@ -162,7 +167,8 @@ def masked_step(optimizer: torch.optim.Optimizer, names: dict[int, str], mask: M
 
 # ---------------------------------------------------------------- which model a mask belongs to
 def model_fingerprint(folder: Path) -> str:
-    """16 hex digits from the weight files: their headers, sizes and a sample of their bytes (a 15 GB model takes a second)."""
+    """16 hex digits from the weight files: their headers, sizes and a sample of their bytes (a 15 GB model
+    takes a second)."""
     digest = hashlib.sha256()
     config = json.loads((folder / "config.json").read_text())
     digest.update(str(config.get("model_type")).encode())

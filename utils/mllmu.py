@@ -1,7 +1,8 @@
 """Reader of MLLMU-Bench (arXiv 2410.22108) as it lies on disk: training samples and evaluation questions.
 
-The benchmark comes as two repositories that people merge in many ways: the evaluation tables (`MLLMU-Bench`) and the training
-splits with a `metadata` column (`MLLMMU-Bench`). Whichever folder is given, the reader looks there first and then beside it.
+The benchmark comes as two repositories that people merge in many ways: the evaluation tables (`MLLMU-Bench`)
+and the training splits with a `metadata` column (`MLLMMU-Bench`). Whichever folder is given, the reader looks
+there first and then beside it.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ FLAG = "--data_split_dir"
 class MLLMUBench:
     """The tables found from one folder.
 
-    Every reading method adds what is wrong to `problems` (folder, column, row) and goes on, so that all mistakes are known
-    before `problems.stop()`. `notes` says which table stood in where the first choice was missing.
+    Every reading method adds what is wrong to `problems` (folder, column, row) and goes on, so that all
+    mistakes are known before `problems.stop()`. `notes` says which table stood in where the first choice was
+    missing.
     """
 
     name = "MLLMU-Bench"
@@ -49,7 +51,7 @@ class MLLMUBench:
             problems.add(f"{FLAG}: no such folder: {self.given}")
         elif not any(p.is_dir() and any(is_table(t) for t in p.iterdir()) for p in self.roots[:3]):
             problems.add(
-                f"{FLAG}: no tables in {self.given} (expected folders such as {self.forget_table}/train-*.parquet)"
+                f"{FLAG}: no tables in {self.given} (expected e.g. {self.forget_table}/train-*.parquet)"
             )
         elif forget_ratio not in RATIOS:
             problems.add(f"--forget_ratio: MLLMU-Bench has forget ratios 5, 10 and 15, not {forget_ratio}")
@@ -78,7 +80,8 @@ class MLLMUBench:
         return self._split(self.retain_table)
 
     def text_knowledge(self) -> list[Sample]:
-        """Text-only questions about everyone: `Full_Set`'s multiple-choice questions with the right option's text.
+        """Text-only questions about everyone: `Full_Set`'s multiple-choice questions with the right option's
+        text.
 
         These are also evaluation questions, as in the paper's released mask; docs/methods.md speaks of it.
         """
@@ -90,7 +93,8 @@ class MLLMUBench:
         return self._finish(samples, "Full_Set")
 
     def _split(self, name: str) -> list[Sample]:
-        """VQA of one split: its own `metadata`, else the same people's rows of `ft_Data`, else its question and answer."""
+        """VQA of one split: its own `metadata`, else the same people's rows of `ft_Data`, else its question
+        and answer."""
         table = self._find(name, ["image", "ID", "metadata"])
         if table:
             return self._finish(self._metadata_samples(table, text_rows=False), name)
@@ -107,7 +111,8 @@ class MLLMUBench:
                     f"{FLAG}: {name} has no metadata column and ft_Data no row of its ID {person}"
                 )
             self._note(
-                f"{name} has no metadata column: took {len(samples)} questions of {len(found)} people from ft_Data"
+                f"{name} has no metadata column: took {len(samples)} questions of"
+                f" {len(found)} people from ft_Data"
             )
             return self._finish(samples, name)
         if not self._require(name, ["image", "ID", "question", "answer"]):
@@ -149,7 +154,8 @@ class MLLMUBench:
 
     # ------------------------------------------------------------ evaluation questions
     def questions(self, split: str, seed: int) -> list[Question]:
-        """All questions of one of SPLITS. In `test`, the seed picks each person's picture among the transformed views."""
+        """All questions of one of SPLITS. In `test`, the seed picks each person's picture among the
+        transformed views."""
         if split == "test":
             return self._test_questions(seed)
         table = {"forget": self.forget_table, "retain": self.retain_table, "real": "Retain_Set"}[split]
@@ -224,7 +230,8 @@ class MLLMUBench:
         return found
 
     def _choices(self, row, where: str, column: str):
-        """The usable multiple-choice items of a row: options that are None left out, the right letter among the rest."""
+        """The usable multiple-choice items of a row: options that are None left out, the right letter among
+        the rest."""
         for item in (row["Classification_Task"] or {}).get(column) or []:
             options = {letter: text for letter, text in (item["Options"] or {}).items() if text is not None}
             if item["Correct_Answer"] in options:
@@ -244,7 +251,8 @@ class MLLMUBench:
         return None
 
     def _require(self, name: str, columns: list[str]) -> bool:
-        """True if `_find` finds it; else a problem that says which table is missing, or lacks which column, and who has it."""
+        """True if `_find` finds it; else a problem that says which table is missing, or lacks which column,
+        and who has it."""
         if not self.usable:
             return False
         if self._find(name, columns):

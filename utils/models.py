@@ -1,7 +1,7 @@
 """Model families, loading, and the two parts of a model: vision and language.
 
-A new family is one entry in FAMILIES. Parts are decided by module, never by a substring of a parameter's name: in
-transformers 5 every name starts with `model.`, and the head lies outside the language model.
+A new family is one entry in FAMILIES. Parts are decided by module, never by a substring of a parameter's
+name: in transformers 5 every name starts with `model.`, and the head lies outside the language model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ PARTS = ("vision", "language")
 
 @dataclass(frozen=True)
 class Family:
-    """What differs between families: where the parts are, which tokens stand for pictures, how names looked before.
+    """What differs between families: where the parts are, which tokens stand for pictures, how names looked
+    before.
 
     old_names: (pattern, replacement) pairs that turn transformers 4 parameter names into today's.
     """
@@ -77,7 +78,8 @@ def local_folder(name: str) -> Path | None:
 
 
 def check_model(name: str | None, flag: str, problems: Problems) -> None:
-    """Add a problem unless `name` is a model folder of a known family, or looks like a Hugging Face id (`owner/name`)."""
+    """Add a problem unless `name` is a model folder of a known family, or looks like a Hugging Face id
+    (`owner/name`)."""
     if not name:
         return
     folder = local_folder(name)
@@ -131,7 +133,8 @@ def pick_dtype(name: str) -> torch.dtype:
 
 
 def load_model(name: str, dtype: str = "auto", attn: str = "sdpa") -> PreTrainedModel:
-    """The model on the CPU. Raises SystemExit naming the model when it is not there or of an unknown family."""
+    """The model on the CPU. Raises SystemExit naming the model when it is not there or of an unknown
+    family."""
     from transformers import AutoConfig, AutoModelForImageTextToText
     from transformers.utils import logging
 
@@ -161,7 +164,8 @@ def load_processor(*names: str | None) -> ProcessorMixin:
 
 
 def empty_model(name: str) -> PreTrainedModel:
-    """The same architecture on the meta device: names and shapes of all weights, no memory, no weights read."""
+    """The same architecture on the meta device: names and shapes of all weights, no memory, no weights
+    read."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -177,13 +181,13 @@ def family_of(model: PreTrainedModel) -> Family:
 def part_of_parameters(model: PreTrainedModel) -> dict[str, str]:
     """{parameter name: "vision" | "language"} for every parameter, in the model's order.
 
-    A head tied to the embeddings appears once, under the embeddings' name. Raises ValueError for a parameter in neither part.
+    A head tied to the embeddings appears once, under the embeddings' name. Raises ValueError for a parameter
+    in neither part.
     """
     family, where = family_of(model), {}
     for part, paths in (("vision", family.vision), ("language", family.language)):
         for path in paths:
-            for name, parameter in model.get_submodule(path).named_parameters():
-                where[id(parameter)] = part
+            where |= {id(parameter): part for parameter in model.get_submodule(path).parameters()}
     missing = [name for name, parameter in model.named_parameters() if id(parameter) not in where]
     if missing:
         raise ValueError(f"{family.title}: these weights belong to neither part: {', '.join(missing[:5])}")
@@ -191,7 +195,8 @@ def part_of_parameters(model: PreTrainedModel) -> dict[str, str]:
 
 
 def lora_targets(model: PreTrainedModel, part: str) -> list[str]:
-    """Full names of the linear layers that get an adapter; the head never does (16-bit heads do not merge exactly)."""
+    """Full names of the linear layers that get an adapter; the head never does (16-bit heads do not merge
+    exactly)."""
     import torch
 
     family = family_of(model)
@@ -208,7 +213,8 @@ def lora_targets(model: PreTrainedModel, part: str) -> list[str]:
 
 
 def add_lora(model: PreTrainedModel, args):
-    """A peft model with the adapter of --lora_r, --lora_alpha, --lora_dropout (gaussian start, as in the paper's code)."""
+    """A peft model with the adapter of --lora_r, --lora_alpha, --lora_dropout (gaussian start, as in the
+    paper's code)."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(

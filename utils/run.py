@@ -6,7 +6,7 @@ import os
 import resource
 import sys
 import time
-from datetime import datetime, timezone, UTC
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,8 @@ def check(args, data: dict[str, list[Sample]], bench) -> None:
         print(f"note: {line}")
     for name, samples in data.items():
         people = len({s.id.split("/")[1] for s in samples})
-        print(
-            f"{name}: {len(samples)} questions of {people} people, {sum(s.picture is None for s in samples)} of them text-only"
-        )
+        text_only = sum(s.picture is None for s in samples)
+        print(f"{name}: {len(samples)} questions of {people} people, {text_only} of them text-only")
 
 
 def check_mask_file(args, model_name: str | None) -> None:
@@ -42,7 +41,7 @@ def check_mask_file(args, model_name: str | None) -> None:
         return
     if args.lora:
         args.problems.add(
-            "--lora: a mask is over full weights and would not reach an adapter's; use --lora False with --grad_mask_path"
+            "--lora: a mask is over full weights, not an adapter's; with --grad_mask_path use --lora False"
         )
     if not Path(path).is_file():
         args.problems.add(f"--grad_mask_path: no such file: {path}")
@@ -66,7 +65,8 @@ def check_mask_file(args, model_name: str | None) -> None:
 
 # ---------------------------------------------------------------- what was run
 def manifest(args, data: dict[str, list], accelerator) -> dict[str, Any]:
-    """The beginning of a run.json: resolved arguments, versions, commit, device, and a fingerprint of each data set."""
+    """The beginning of a run.json: resolved arguments, versions, commit, device, and a fingerprint of each
+    data set."""
     return {
         "script": Path(sys.argv[0]).name,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -83,7 +83,8 @@ def manifest(args, data: dict[str, list], accelerator) -> dict[str, Any]:
 
 
 def cost(started: float) -> dict[str, Any]:
-    """Wall time since `started` (time.monotonic) and peak memory of this process, for the end of a run.json."""
+    """Wall time since `started` (time.monotonic) and peak memory of this process, for the end of a
+    run.json."""
     import torch
 
     return {

@@ -4,9 +4,9 @@
     trainer.fit(alternate(Phase("forget", ...), Phase("retain", ...)))   # the order of the steps of one epoch
     trainer.save()
 
-A phase is a data set with its loss and, perhaps, a mask. The loss returns one term per token or per sample (utils/losses.py);
-each optimizer step follows the mean over all its terms, so that the same global batch gives the same step however it is cut
-into accumulated forwards and processes.
+A phase is a data set with its loss and, perhaps, a mask. The loss returns one term per token or per sample
+(utils/losses.py); each optimizer step follows the mean over all its terms, so that the same global batch
+gives the same step however it is cut into accumulated forwards and processes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import random
 import shutil
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from collections.abc import Callable, Iterator
 
 from utils import checkpoint, models, run
 from utils.data import Sample
@@ -60,7 +60,8 @@ def once(phase: Phase) -> Order:
 
 
 def alternate(forget: Phase, retain: Phase) -> Order:
-    """One epoch: once over the retain data, a forget step before every k-th retain step; the forget data cycle.
+    """One epoch: once over the retain data, a forget step before every k-th retain step; the forget data
+    cycle.
 
     k = max(1, retain batches // forget batches), so that an epoch passes about once over both.
     """
@@ -78,8 +79,8 @@ def alternate(forget: Phase, retain: Phase) -> Order:
 class Stream:
     """An endless, seeded sequence of global batches of one data set; each pass is shuffled anew.
 
-    A global batch is what one optimizer step sees: batch_size × processes × accumulated forwards samples, all with a picture or
-    all without. Which samples it holds does not depend on how many processes share it.
+    A global batch is what one optimizer step sees: batch_size × processes × accumulated forwards samples, all
+    with a picture or all without. Which samples it holds does not depend on how many processes share it.
     """
 
     def __init__(self, samples: list[Sample], size: int, seed: str, shuffle: bool):
@@ -107,7 +108,8 @@ class Stream:
 
 # ---------------------------------------------------------------- the trainer
 class Trainer:
-    """Loads the vanilla model, steps it, and saves it. `data` are all samples of the run, for its manifest."""
+    """Loads the vanilla model, steps it, and saves it. `data` are all samples of the run, for its
+    manifest."""
 
     def __init__(self, args, data: dict[str, list[Sample]], model_name: str | None = None):
         import torch
@@ -136,9 +138,7 @@ class Trainer:
         self.parameters = dict(self.accelerator.unwrap_model(self.model).named_parameters())
         self.partial = checkpoint.partial_folder(args.save_dir)
         self.manifest = run.manifest(args, data, self.accelerator) | {"vanilla": self.vanilla}
-        self.say(
-            f"model: {self.vanilla} ({self.family.title}), {sum(p.numel() for p in trained):,} weights trained"
-        )
+        self.say(f"model: {self.vanilla} ({self.family.title}), training {sum(p.numel() for p in trained):,} weights")
         self.say(
             "settings: "
             + " ".join(f"{k}={v}" for k, v in self.manifest["arguments"].items() if v is not None)
@@ -148,7 +148,8 @@ class Trainer:
         self.accelerator.print(line)
 
     def load_mask(self, path: str) -> Mask:
-        """The mask on the device, checked against the loaded model. Its coverage is printed. Ends the run if it does not fit."""
+        """The mask on the device, checked against the loaded model. Its coverage is printed. Ends the run if
+        it does not fit."""
         from utils.masks import Mask, MaskError
 
         model = self.accelerator.unwrap_model(self.model)
@@ -159,14 +160,13 @@ class Trainer:
             raise SystemExit(f"error: --grad_mask_path: {path}: {why}") from why
         salient, named = mask.count()
         total = sum(p.numel() for p in self.parameters.values())
-        self.say(
-            f"mask: {salient:,} of {named:,} weights it names may be changed by forget steps, of {total:,} in the model"
-        )
+        self.say(f"mask: forget steps may change {salient:,} of {named:,} weights named, {total:,} in all")
         return mask.to(self.accelerator.device)
 
     # ------------------------------------------------------------ the loop
     def fit(self, order: Order) -> None:
-        """Step through `num_epochs` times the order. Raises SystemExit(DIVERGED) when a loss is not finite."""
+        """Step through `num_epochs` times the order. Raises SystemExit(DIVERGED) when a loss is not
+        finite."""
         from tqdm import tqdm
         from transformers import get_scheduler
 
@@ -206,7 +206,8 @@ class Trainer:
         self.manifest["steps"] = len(plan)
 
     def _batches(self, stream: Iterator[list[Sample]]) -> Iterator[list[Batch]]:
-        """This process's share of each global batch, cut into forwards and collated (by --num_workers processes ahead)."""
+        """This process's share of each global batch, cut into forwards and collated (by --num_workers
+        processes ahead)."""
         import torch
         from torch.utils.data import DataLoader, IterableDataset
 
@@ -258,7 +259,8 @@ class Trainer:
         ).tolist()
         if not math.isfinite(total) or count == 0:
             self._diverged(phase, forwards, number, total)
-        # DDP has averaged the gradients of sums over the processes; what the step follows is the mean over all terms
+        # DDP has averaged the gradients of sums over the processes; what the step follows is the mean over
+        # all terms
         scale = acc.num_processes / count
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         torch._foreach_mul_(gradients, scale)
@@ -305,7 +307,8 @@ class Trainer:
         return 0
 
     def _keep_state(self, schedule, number: int) -> None:
-        """Keep model, optimizer, schedule and random states: the new state is whole before the old one goes."""
+        """Keep model, optimizer, schedule and random states: the new state is whole before the old one
+        goes."""
         acc, fresh, state = self.accelerator, self.partial / "state.part", self.partial / "state"
         acc.save_state(str(fresh))
         if acc.is_main_process:
