@@ -9,6 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 source utils/environment.sh
 nano=runs/nano
 data=$nano/data/MLLMU-Bench
+original=$nano/data/untrained
 train=(--seed 42 --lora False)
 
 # run OUTPUT INPUT... -- COMMAND: runs the command unless OUTPUT is there and newer than every INPUT
@@ -32,22 +33,20 @@ run() {
 
 evaluate() {
     run "$nano/$1/zero_shot/forget10/results.json" "$nano/$1/run.json" -- \
-        bash MLLMU_eval.sh 10 0 1 2 3 "$nano/$1" "$nano/base" zero_shot --data_split_dir "$data" --mcq likelihood --batch_size 64
+        bash MLLMU_eval.sh 10 0 1 2 3 "$nano/$1" "$original" zero_shot --data_split_dir "$data" --mcq likelihood --batch_size 64
 }
 
 echo "== 1. The nano benchmark: invented people, drawn portraits, and a tiny LLaVA with random weights"
-run "$nano/data/MLLMU-Bench" -- "$PYTHON" data_process/make_nano.py --save_dir "$nano/data"
+run "$nano/data/run.json" -- "$PYTHON" data_process/make_nano.py --save_dir "$nano/data"
 
-echo "== 2. The base model learns some people of the wide world; the vanilla model then learns the fictional people"
-run "$nano/base/run.json" "$data" -- "$PYTHON" MLLMU_finetune.py --model_id "$nano/data/untrained" \
-    --data_split_dir "$nano/data/world" --save_dir "$nano/base" --batch_size 32 --lr 2e-3 --num_epochs 10 "${train[@]}"
-run "$nano/vanilla/run.json" "$nano/base/run.json" -- "$PYTHON" MLLMU_finetune.py --model_id "$nano/base" \
-    --data_split_dir "$data" --save_dir "$nano/vanilla" --batch_size 32 --lr 1e-3 --num_epochs 10 "${train[@]}"
+echo "== 2. The vanilla model learns everybody: pictures with questions, and questions in text"
+run "$nano/vanilla/run.json" "$nano/data/run.json" -- "$PYTHON" MLLMU_finetune.py --model_id "$original" \
+    --data_split_dir "$data" --save_dir "$nano/vanilla" --batch_size 32 --lr 1e-3 --num_epochs 8 --warmup_ratio 0.05 "${train[@]}"
 
 echo "== 3. Forgetting a tenth of the people: GA, and MMUnlearner with its saliency mask"
-forget=(--model_id "$nano/base" --vanilla_dir "$nano/vanilla" --data_split_dir "$nano/data/MLLMMU-Bench" --forget_ratio 10)
+forget=(--model_id "$original" --vanilla_dir "$nano/vanilla" --data_split_dir "$nano/data/MLLMMU-Bench" --forget_ratio 10)
 run "$nano/GA/run.json" "$nano/vanilla/run.json" -- "$PYTHON" MLLMU_GA.py "${forget[@]}" \
-    --save_dir "$nano/GA" --batch_size 4 --lr 2e-4 "${train[@]}"
+    --save_dir "$nano/GA" --batch_size 4 --lr 1e-4 "${train[@]}"
 run "$nano/mask/run.json" "$nano/vanilla/run.json" -- "$PYTHON" data_process/MLLMU_gen_mask.py "${forget[@]}" \
     --save_dir "$nano/mask" --batch_size 4
 run "$nano/manifold/run.json" "$nano/mask/run.json" -- "$PYTHON" MLLMU_manifold.py "${forget[@]}" \

@@ -21,6 +21,7 @@ from functools import partial
 
 import torch
 from tqdm import tqdm
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from utils import checkpoint, models, run
 from utils.collate import Collator, by_modality
@@ -95,6 +96,10 @@ def fisher_pass(
         p.requires_grad_(True)
     squares, counts = SquaredGradients(parameters, device), dict.fromkeys(parameters, 0)
     model.eval()
+    for module in model.modules():
+        # a layer is checkpointed only while its own flag says "training"; everything inside stays in eval mode
+        if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+            module.training = True
     size = 1 if per_sample else batch_size
     try:
         for plan in plans:
@@ -147,6 +152,7 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
     from accelerate import Accelerator
 
     started, accelerator = time.monotonic(), Accelerator()
+    run.check_processes(accelerator)
     name = args.vanilla_dir or args.model_id
     processor = models.load_processor(name, args.model_id)
     model = models.load_model(name, args.dtype, args.attn).to(accelerator.device)

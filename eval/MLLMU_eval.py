@@ -90,7 +90,7 @@ def main(args):
             options=list(question.options.values()) if choice and args.mcq == "likelihood" else None,
         )
 
-    evaluate(args, questions, request, bench)
+    evaluate(args, questions, request, bench, [s for solved in shots.values() for s in solved])
 
 
 if __name__ == "__main__":

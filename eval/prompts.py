@@ -25,9 +25,16 @@ def mllmu_prompt(question: Question, mcq: str) -> str:
             return question.question
         options = "\n".join(f"{letter}: {text}" for letter, text in question.options.items())
         return f"{question.question}\n{options}\n{LETTER}"
-    if question.task == "cloze":
-        return f"{question.question.replace('__', '[Blank]')}\n{BLANK}"
-    return f"{question.question}\n{SENTENCE}"
+    return (cloze_prompt if question.task == "cloze" else generation_prompt)(question.question)
+
+
+def cloze_prompt(text: str) -> str:
+    """A sentence with "__" -> the request to fill in its [Blank]."""
+    return f"{text.replace('__', '[Blank]')}\n{BLANK}"
+
+
+def generation_prompt(text: str) -> str:
+    return f"{text}\n{SENTENCE}"
 
 
 def solved_answer(question: Question, mcq: str) -> str:

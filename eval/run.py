@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +43,17 @@ def check(args, questions: list[Question], bench) -> None:
         print("questions: " + ", ".join(f"{split} {n}" for split, n in counts.items()))
 
 
-def evaluate(args, questions: list[Question], request: Callable, bench) -> None:
+def evaluate(
+    args, questions: list[Question], request: Callable, bench, examples: Sequence[Question] = ()
+) -> None:
     """This worker's share of the questions, or the merge of all shares (or only the checks, which are then
     done).
 
-    request: (question, chat) -> eval.generate.Request.
+    request: (question, chat) -> eval.generate.Request; examples: the solved questions that its prompts show.
     """
     if args.check_only:
         return
-    settings = _settings(args, questions)
+    settings = _settings(args, questions, examples)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     folder = result_folder(args)
     parts = folder.with_name(f".{folder.name}.{digest}.partial")
@@ -62,13 +64,14 @@ def evaluate(args, questions: list[Question], request: Callable, bench) -> None:
         _merge(args, questions, settings, parts, folder, bench)
 
 
-def _settings(args, questions: list[Question]) -> dict[str, Any]:
+def _settings(args, questions: list[Question], examples: Sequence[Question]) -> dict[str, Any]:
     """Whatever changes an answer. Batch size and workers do not."""
     local = models.local_folder(args.evaluated_model)
     names = ("forget_ratio", "splits", "shot", "shots", "mcq", "seed", "max_new_tokens", "dtype", "attn")
     return {name: getattr(args, name) for name in names} | {
         "model": _weights_stamp(local) if local else args.evaluated_model,
         "questions": fingerprint(questions),
+        "examples": fingerprint(examples),
     }
 
 
@@ -93,7 +96,8 @@ def _answer_share(args, questions: list[Question], request: Callable, parts: Pat
 
     worker, workers = (0, 1) if args.worker is None else (args.worker, args.workers)
     mine = share_of(questions, worker, workers)
-    finished = _finished(parts)
+    path = parts / f"worker_{worker}_of_{workers}.jsonl"
+    finished = _finished(parts, own=path)
     todo = [q for q in mine if q.id not in finished]
     if not todo:
         return
@@ -107,7 +111,6 @@ def _answer_share(args, questions: list[Question], request: Callable, parts: Pat
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     answerer = Answerer(model, processor, models.family_of(model), args.max_new_tokens)
     requests = [request(q, answerer.chat) for q in todo]
-    path = parts / f"worker_{worker}_of_{workers}.jsonl"
     bar = tqdm(
         total=len(mine), initial=len(mine) - len(todo), unit="question", desc=f"worker {worker}",
         position=worker, mininterval=1.0,
@@ -155,16 +158,20 @@ def prediction(question: Question, request, reply: str | list[float]) -> dict[st
     return line | {"scores": generation_scores(reply, question.truth)}
 
 
-def _finished(parts: Path) -> dict[str, dict]:
-    """All answers on disk by question id. A line cut short by a kill is not an answer, and is cut off the
-    file."""
+def _finished(parts: Path, own: Path | None = None) -> dict[str, dict]:
+    """All answers on disk by question id.
+
+    A line cut short is no answer: cut off the `own` file, which is going to be continued, and passed over in
+    another worker's, which may just be writing it.
+    """
     found = {}
     for path in sorted(parts.glob("worker_*.jsonl")):
-        text = path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            path.write_text(whole, encoding="utf-8")
-        for line in whole.splitlines():
+        # bytes: a cut may go through a letter, and texts may hold what str.splitlines takes for a line's end
+        data = path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if path == own and whole != data:
+            path.write_bytes(whole)
+        for line in whole.split(b"\n")[:-1]:
             answer = json.loads(line)
             found[answer["id"]] = answer
     return found

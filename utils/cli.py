@@ -51,7 +51,7 @@ def boolean(text: str) -> bool | Bad:
 
 def ratio(text: str) -> int | Bad:
     """A forget ratio in percent: `05` and `5` are the same."""
-    return int(text) if text.isdigit() else Bad(f"'{text}' is not a percentage such as 5 or 05")
+    return int(text) if text.isdecimal() else Bad(f"'{text}' is not a percentage such as 5 or 05")
 
 
 def number(kind: type, low: float, high: float = float("inf"), above: bool = False) -> Callable:
@@ -62,7 +62,7 @@ def number(kind: type, low: float, high: float = float("inf"), above: bool = Fal
             value = kind(text)
         except ValueError:
             return Bad(f"'{text}' is not {'a whole number' if kind is int else 'a number'}")
-        if low <= value <= high and not (above and value == low):
+        if low <= value <= high and value < float("inf") and not (above and value == low):
             return value
         span = f"above {low:g}" if above else f"at least {low:g}"
         return Bad(f"{text} is out of range ({span}{f', at most {high:g}' if high < float('inf') else ''})")
@@ -105,7 +105,7 @@ def flag(p, *names: str, default: bool, help: str) -> None:
 
 def parse(p: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
     """Parse; `args.problems` holds every mistake so far. Checks of files add to it, then somebody calls
-    `stop()`."""
+    `stop()`. A value that cannot be read is a problem and stands as the default until then."""
     required = [action for action in p._actions if action.required]
     for action in required:
         action.required = False  # collected below, together with the other mistakes
@@ -116,12 +116,12 @@ def parse(p: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse
         name = action.option_strings[0] if action.option_strings else action.dest
         if isinstance(value, Bad):
             args.problems.add(f"{name}: {value.why}")
+            setattr(args, action.dest, action.default)  # so that the checks of files and folders can go on
         if action in required and value is None:
             args.problems.add(f"{name} is missing: {action.help}")
-    for word in unknown:
-        args.problems.add(f"{word}: unknown argument (see --help)")
-    if any(isinstance(value, Bad) for value in vars(args).values()) or unknown:
-        args.problems.stop()  # values that could not be read cannot be checked further
+    for word, after in zip(unknown, ["", *unknown]):
+        if word.startswith("-") or not after.startswith("-"):  # else it is the value of the flag before it
+            args.problems.add(f"{word.partition('=')[0]}: unknown argument (see --help)")
     return args
 
 

@@ -111,13 +111,14 @@ def read_rows(folder: Path, columns: Iterable[str], ids: set[str] | None = None)
     import pyarrow.parquet as pq
 
     columns = list(columns)
+    wanted = None if ids is None else pa.array(sorted(ids), pa.string())  # typed: there may be none
     if is_saved_dataset(folder):
         from datasets import load_from_disk
 
         table = load_from_disk(str(folder)).select_columns(columns).with_format("arrow")[:]
-        table = table if ids is None else table.filter(pc.is_in(table["ID"], pa.array(sorted(ids))))
+        table = table if ids is None else table.filter(pc.is_in(table["ID"], wanted))
     else:
-        keep = None if ids is None else [("ID", "in", sorted(ids))]
+        keep = None if ids is None else pc.field("ID").isin(wanted)
         table = pa.concat_tables(
             [pq.read_table(f, columns=columns, filters=keep) for f in parquet_files(folder)],
             promote_options="default",

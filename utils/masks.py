@@ -42,7 +42,7 @@ def unpack(bits: torch.Tensor, shape: torch.Size | list[int]) -> torch.Tensor:
     """Inverse of `pack`, on the device of `bits`."""
     places = torch.arange(7, -1, -1, device=bits.device, dtype=torch.uint8)
     flat = ((bits[:, None] >> places) & 1).flatten()
-    return flat[: int(np.prod(shape))].view(*shape).bool()
+    return flat[: int(np.prod(shape))].view(tuple(shape)).bool()
 
 
 # ---------------------------------------------------------------- the mask in memory
@@ -78,7 +78,8 @@ class Mask:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as why:  # torch raises whatever the pickle or zip reader met; all mean the same here
-            raise MaskError(f"{path} is not a mask file: {str(why).splitlines()[0]}") from why
+            first = (str(why).splitlines() or [type(why).__name__])[0]  # an empty file has no words
+            raise MaskError(f"{path} is not a mask file: {first}") from why
         if not isinstance(content, dict) or not isinstance(content.get("weight"), dict):
             raise MaskError(f"{path} is not a mask file: it holds no 'weight'")
         weight = content.pop("weight")

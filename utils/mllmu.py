@@ -29,6 +29,7 @@ SPLITS = ("forget", "test", "retain", "real")
 FOLDERS = ("MLLMU-Bench", "MLLMMU-Bench")
 TASK_COLUMNS = ("Classification_Task", "Generation_Task", "Mask_Task")
 FLAG = "--data_split_dir"
+NANO = "nano.json"  # marks the folder of a nano benchmark
 
 
 class MLLMUBench:
@@ -38,8 +39,6 @@ class MLLMUBench:
     mistakes are known before `problems.stop()`. `notes` says which table stood in where the first choice was
     missing.
     """
-
-    name = "MLLMU-Bench"
 
     def __init__(self, folder: str, forget_ratio: int, problems: Problems, skip_bad_rows: bool = False):
         self.given, self.problems, self.skip = Path(folder), problems, skip_bad_rows
@@ -53,9 +52,10 @@ class MLLMUBench:
             problems.add(
                 f"{FLAG}: no tables in {self.given} (expected e.g. {self.forget_table}/train-*.parquet)"
             )
-        elif forget_ratio not in RATIOS:
+        if forget_ratio not in RATIOS:
             problems.add(f"--forget_ratio: MLLMU-Bench has forget ratios 5, 10 and 15, not {forget_ratio}")
         self.usable = not problems.lines
+        self.name = "nano MLLMU-Bench" if (root / NANO).is_file() else "MLLMU-Bench"
 
     # ------------------------------------------------------------ training samples
     def finetune(self) -> list[Sample]:
@@ -63,7 +63,7 @@ class MLLMUBench:
 
         A row without a picture holds text-only questions.
         """
-        if is_table(self.given) and "metadata" in columns_of(self.given):
+        if is_table(self.given) and "metadata" in self._columns(self.given):
             return self._finish(self._metadata_samples(self.given), self.given.name)
         table = self._find("ft_Data", ["image", "ID", "metadata"])
         if table:
@@ -142,7 +142,10 @@ class MLLMUBench:
                 self._bad_row(f"{where}: the image is empty")
                 continue
             try:
-                pairs = [(item["Question"], item["Answer"]) for item in json.loads(row["metadata"])]
+                items = json.loads(row["metadata"])
+                pairs = [(item["Question"], item["Answer"]) for item in items]
+                if not pairs:
+                    raise ValueError("no questions")
             except (TypeError, KeyError, ValueError):
                 self._bad_row(f"{where}: metadata is not a JSON list of Question and Answer")
                 continue
@@ -243,10 +246,18 @@ class MLLMUBench:
                 )
 
     # ------------------------------------------------------------ tables
+    def _columns(self, table: Path) -> list[str]:
+        """Column names; a problem, and none, for a table that cannot be read (half a download, say)."""
+        try:
+            return columns_of(table)
+        except (ValueError, OSError) as why:  # pyarrow's ArrowInvalid is a ValueError
+            self.problems.add(f"{FLAG}: cannot read table {table}: {str(why).splitlines()[0]}")
+            return []
+
     def _find(self, name: str, columns: list[str]) -> Path | None:
         """The first table of that name that has the columns."""
         for root in self.roots if self.usable else []:
-            if is_table(root / name) and set(columns) <= set(columns_of(root / name)):
+            if is_table(root / name) and set(columns) <= set(self._columns(root / name)):
                 return root / name
         return None
 
@@ -261,10 +272,12 @@ class MLLMUBench:
         if not here:
             self.problems.add(f"{FLAG}: no table {name} in {self.given} nor beside it")
             return False
-        have = columns_of(here[0])
+        have = self._columns(here[0])
+        if not have:
+            return False
         missing = [c for c in columns if c not in have]
         tables = sorted({t for root in self.roots if root.is_dir() for t in root.iterdir() if is_table(t)})
-        others = [f"{t.parent.name}/{t.name}" for t in tables if set(missing) <= set(columns_of(t))]
+        others = [f"{t.parent.name}/{t.name}" for t in tables if set(missing) <= set(self._columns(t))]
         hint = f"; found in {', '.join(dict.fromkeys(others))}" if others else "; no table here has it"
         self.problems.add(
             f"{FLAG}: table {here[0]} has no column {', '.join(missing)} (it has {', '.join(have)}){hint}"

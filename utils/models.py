@@ -45,7 +45,8 @@ FAMILIES = {
         old_names=(
             (r"^language_model\.lm_head\.", "lm_head."),
             (r"^language_model\.model\.", "model.language_model."),
-            (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
+            (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", "model.vision_tower."),
+            (r"^multi_modal_projector\.", "model.multi_modal_projector."),
         ),
     ),
     "qwen2_vl": Family(
@@ -118,7 +119,7 @@ def check_processor(names: list[tuple[str, str | None]], problems: Problems) -> 
     """Add a problem when all given (flag, model) pairs are folders and none of them holds a processor."""
     given = [(flag, local_folder(name)) for flag, name in names if name]
     if given and all(folder and not has_processor(folder) for _, folder in given):
-        flags = " or ".join(dict.fromkeys(flag for flag, _ in given))
+        flags = " or ".join(dict.fromkeys(flag for flag, _ in names))
         problems.add(f"{flags}: no processor there (preprocessor_config.json or processor_config.json)")
 
 
@@ -205,7 +206,7 @@ def lora_targets(model: PreTrainedModel, part: str) -> list[str]:
     ]
     head = model.get_output_embeddings()
     return [
-        f"{path}.{name}"
+        f"{path}.{name}".rstrip(".")  # the path itself where it is a linear layer, as Mllama's projector
         for path in paths
         for name, module in model.get_submodule(path).named_modules()
         if isinstance(module, torch.nn.Linear) and module is not head

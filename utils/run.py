@@ -63,6 +63,17 @@ def check_mask_file(args, model_name: str | None) -> None:
         args.problems.add(f"--grad_mask_path: {why}")
 
 
+def check_processes(accelerator) -> None:
+    """End the run where several processes were started that do not know of each other: each would do all of the
+    work and write the same folder."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        raise SystemExit(
+            f"error: {started} processes were started, but they do not work together; on CPUs launch with"
+            " ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
+        )
+
+
 # ---------------------------------------------------------------- what was run
 def manifest(args, data: dict[str, list], accelerator) -> dict[str, Any]:
     """The beginning of a run.json: resolved arguments, versions, commit, device, and a fingerprint of each

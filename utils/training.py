@@ -121,6 +121,7 @@ class Trainer:
         self.accelerator = Accelerator(
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
         )
+        run.check_processes(self.accelerator)
         set_seed(args.seed)
         self.vanilla = model_name or getattr(args, "vanilla_dir", None) or args.model_id
         self.processor = models.load_processor(self.vanilla, args.model_id)
@@ -138,7 +139,8 @@ class Trainer:
         self.parameters = dict(self.accelerator.unwrap_model(self.model).named_parameters())
         self.partial = checkpoint.partial_folder(args.save_dir)
         self.manifest = run.manifest(args, data, self.accelerator) | {"vanilla": self.vanilla}
-        self.say(f"model: {self.vanilla} ({self.family.title}), training {sum(p.numel() for p in trained):,} weights")
+        trained_weights = sum(p.numel() for p in trained)
+        self.say(f"model: {self.vanilla} ({self.family.title}), training {trained_weights:,} weights")
         self.say(
             "settings: "
             + " ".join(f"{k}={v}" for k, v in self.manifest["arguments"].items() if v is not None)
