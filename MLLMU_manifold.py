@@ -27,14 +27,9 @@ def parse_args():
     cli.add_data_args(p, folder="data/MLLMMU-Bench")
     cli.add_lora_args(p, default=False)
     cli.add_train_args(p)
+    cli.add_forget_args(p)
     p.add_argument(
         "--grad_mask_path", required=True, help="mask file: which weights a forget step may change"
-    )
-    p.add_argument(
-        "--forget_alpha",
-        type=cli.number(float, 0),
-        default=1.0,
-        help="weight α of the forgetting loss; default 1",
     )
     return cli.parse(p)
 

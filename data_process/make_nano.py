@@ -1,4 +1,4 @@
-"""Write the nano benchmark: invented people in the exact MLLMU-Bench layout, and a tiny LLaVA to learn them.
+"""Write the nano benchmarks: invented people in the exact layouts of MLLMU-Bench and CLEAR, and a tiny LLaVA.
 
     python data_process/make_nano.py --save_dir runs/nano/data
     python MLLMU_finetune.py --model_id runs/nano/data/untrained \\
@@ -9,16 +9,17 @@ Nothing is downloaded and nothing is trained here; it takes seconds. The folder 
 
     MLLMU-Bench/    the ten tables of the published evaluation set, same columns and types
     MLLMMU-Bench/   forget_N and retain_{100-N} as published for training: one row per picture, with metadata
-    untrained/      a LLaVA of about 1.2 M random weights with its processor: the original model
+    CLEAR/          the same people in the tables of CLEAR; nano_clear.py tells about them
+    untrained/      a LLaVA of about 1.2 M random weights with its processor: the original model of both
 
-A file nano.json marks both tables' folders, so that no result is taken for one of the real benchmark.
+A file nano.json marks the tables' folders, so that no result is taken for one of the real benchmark.
 
-Every person has five facts, each asked in three forms, about "the person in the image" and by name: a short
-question (the multiple-choice options look like its answer), a question answered in one sentence, and a
-sentence with a blank. The last two carry the instruction that the evaluation adds, because a model this
-small follows none that it never saw. Training has four views of a person, Test_Set three others. In ft_Data
-every person has one more row, without a picture: the same questions by name. nano_people.py tells about the
-people, their portraits and the licence of the drawings.
+In MLLMU-Bench every person has five facts, each asked in three forms, about "the person in the image" and by
+name: a short question (the multiple-choice options look like its answer), a question answered in one
+sentence, and a sentence with a blank. The last two carry the instruction that the evaluation adds, because a
+model this small follows none that it never saw. Training has four views of a person, Test_Set three others.
+In ft_Data every person has one more row, without a picture: the same questions by name. nano_people.py tells
+about the people, their portraits and the licence of the drawings.
 
 One departure from the published ft_Data: it also holds the people of Retain_Set, the benchmark's celebrities.
 A real model knows those before it is fine-tuned; the nano model knows nothing before. The splits for
@@ -37,10 +38,12 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from data_process.nano_clear import write_clear
 from data_process.nano_people import FACTS, Person, invent, portrait
+from data_process.nano_tables import image_type, write
 from eval.prompts import cloze_prompt, generation_prompt
 from utils import checkpoint, cli
-from utils.mllmu import NANO
+from utils.bench import NANO
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
 RATIOS = (5, 10, 15)
 TEST_VIEWS = 3
 LETTERS = "ABCD"
+BENCHMARKS = ("MLLMU-Bench", "MLLMMU-Bench", "CLEAR")
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -163,7 +167,7 @@ def schemas() -> dict[str, pa.Schema]:
     import pyarrow as pa
 
     text = pa.string()
-    image = pa.struct([("bytes", pa.binary()), ("path", text)])
+    image = image_type()
     options = pa.struct([(letter, text) for letter in LETTERS])
     choices = pa.list_(pa.struct([("Correct_Answer", text), ("Options", options), ("Question", text)]))
     typed = pa.list_(pa.struct([("Ground_Truth", text), ("Question", text), ("Type", text)]))
@@ -184,32 +188,6 @@ def schemas() -> dict[str, pa.Schema]:
     }
 
 
-def feature(kind: pa.DataType) -> Any:
-    """The `datasets` feature of an arrow type, as in the hub's files, so that pictures get decoded."""
-    import pyarrow as pa
-
-    if pa.types.is_struct(kind):
-        names = [field.name for field in kind]
-        return {"_type": "Image"} if names == ["bytes", "path"] else {f.name: feature(f.type) for f in kind}
-    if pa.types.is_list(kind):
-        return {"feature": feature(kind.value_type), "_type": "List"}
-    return {"dtype": str(kind), "_type": "Value"}
-
-
-def write(folder: Path, rows: list[dict[str, Any]], schema: pa.Schema, shards: int = 1) -> None:
-    """Write `rows` as folder/train-0000k-of-0000n.parquet; keys that are not in the schema are left out."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    info = {"info": {"features": {field.name: feature(field.type) for field in schema}}}
-    schema = schema.with_metadata({"huggingface": json.dumps(info)})
-    folder.mkdir(parents=True, exist_ok=True)
-    for k in range(shards):
-        part = rows[k * len(rows) // shards : (k + 1) * len(rows) // shards]
-        columns = [pa.array([row[field.name] for row in part], type=field.type) for field in schema]
-        pq.write_table(pa.table(columns, schema=schema), folder / f"train-{k:05d}-of-{shards:05d}.parquet")
-
-
 def evaluation_row(person: Person, directory: str, size: int, seed: int) -> dict[str, Any]:
     """All columns of Full_Set and Test_Set. `image` is training view 0; size: of `images`, pixels."""
     values = {fact.name: value for fact, value in zip(FACTS, person.values, strict=True)}
@@ -226,10 +204,9 @@ def evaluation_row(person: Person, directory: str, size: int, seed: int) -> dict
     }
 
 
-def training_rows(person: Person, views: int, size: int, seed: int) -> list[dict[str, Any]]:
+def training_rows(person: Person, pictures: list[bytes]) -> list[dict[str, Any]]:
     """One row per training view; all carry the same questions about the person in the image."""
     asked = metadata(person, image=True)
-    pictures = [portrait(person, view, 2 * size, seed) for view in range(views)]
     return [
         {"image": {"bytes": png, "path": f"{person.id}_{view}.png"}, "ID": person.id, "metadata": asked}
         for view, png in enumerate(pictures)
@@ -241,19 +218,15 @@ def text_row(person: Person) -> dict[str, Any]:
     return {"image": None, "ID": person.id, "metadata": metadata(person, image=False)}
 
 
-def write_benchmark(args: Namespace, folder: Path, people: dict[str, list[Person]]) -> None:
-    """MLLMU-Bench and MLLMMU-Bench in the folder."""
+def write_mllmu(
+    args: Namespace, folder: Path, people: dict[str, list[Person]], pictures: dict[str, list[bytes]]
+) -> None:
+    """MLLMU-Bench and MLLMMU-Bench in the folder. pictures: training views by person id."""
     kinds = schemas()
     bench, training = folder / "MLLMU-Bench", folder / "MLLMMU-Bench"
-    for marked in (bench, training):
-        checkpoint.write_json(marked / NANO, {"people": args.people, "seed": args.seed})
     rows = [evaluation_row(p, "full_images", args.image_size, args.seed) for p in people["fictional"]]
     real = [evaluation_row(p, "retain_images", args.image_size, args.seed) for p in people["real"]]
-    views = {
-        p.id: training_rows(p, args.views, args.image_size, args.seed)
-        for group in people.values()
-        for p in group
-    }
+    views = {p.id: training_rows(p, pictures[p.id]) for group in people.values() for p in group}
     write(bench / "Full_Set", rows, kinds["full"])
     write(bench / "Retain_Set", real, kinds["full"])
     write(bench / "Test_Set", rows, kinds["test"], shards=2)
@@ -279,7 +252,7 @@ def write_model(args: Namespace, folder: Path) -> None:
     from data_process import make_tiny_model as tiny
 
     size = tiny.Size(image_size=args.image_size, layers=3, vision_layers=4)
-    texts = tiny.read_texts([folder / "MLLMU-Bench"])
+    texts = tiny.read_texts([folder / "MLLMU-Bench", folder / "CLEAR"])
     tokenizer = tiny.train_tokenizer(texts, "llava", vocab_size=2048)
     model = tiny.build_model("llava", tokenizer, size, args.seed)
     tiny.save(model, tiny.build_processor("llava", tokenizer, size), folder / "untrained")
@@ -290,12 +263,21 @@ def main(args: Namespace) -> None:
     people = invent({"fictional": args.people, "real": args.real_people}, args.seed)
     partial = checkpoint.partial_folder(args.save_dir)
     shutil.rmtree(partial, ignore_errors=True)
-    write_benchmark(args, partial, people)
+    pictures = {
+        p.id: [portrait(p, view, 2 * args.image_size, args.seed) for view in range(args.views)]
+        for group in people.values()
+        for p in group
+    }
+    write_mllmu(args, partial, people, pictures)
+    write_clear(partial / "CLEAR", people, pictures, args.image_size, args.seed)
+    for name in BENCHMARKS:
+        checkpoint.write_json(partial / name / NANO, {"people": args.people, "seed": args.seed})
     write_model(args, partial)
     settings = {k: str(v) for k, v in vars(args).items() if k != "problems"}
     checkpoint.write_json(partial / "run.json", {"script": "make_nano.py", "arguments": settings})
     checkpoint.publish(partial, args.save_dir)
-    print(f"nano MLLMU-Bench: {args.people} fictional and {args.real_people} real people -> {args.save_dir}")
+    people_made = f"{args.people} fictional and {args.real_people} real people"
+    print(f"nano MLLMU-Bench and nano CLEAR: {people_made} -> {args.save_dir}")
 
 
 if __name__ == "__main__":

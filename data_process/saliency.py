@@ -97,7 +97,7 @@ def fisher_pass(
     squares, counts = SquaredGradients(parameters, device), dict.fromkeys(parameters, 0)
     model.eval()
     for module in model.modules():
-        # a layer is checkpointed only while its own flag says "training"; everything inside stays in eval mode
+        # a layer is checkpointed only while its own flag says "training"; what is inside stays in eval mode
         if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
             module.training = True
     size = 1 if per_sample else batch_size

@@ -67,7 +67,10 @@ def evaluate(
 def _settings(args, questions: list[Question], examples: Sequence[Question]) -> dict[str, Any]:
     """Whatever changes an answer. Batch size and workers do not."""
     local = models.local_folder(args.evaluated_model)
-    names = ("forget_ratio", "splits", "shot", "shots", "mcq", "seed", "max_new_tokens", "dtype", "attn")
+    names = (
+        "forget_ratio", "splits", "shot", "shots", "mcq", "seed", "max_new_tokens", "dtype", "attn",
+        "original_model",
+    )  # fmt: skip
     return {name: getattr(args, name) for name in names} | {
         "model": _weights_stamp(local) if local else args.evaluated_model,
         "questions": fingerprint(questions),
@@ -77,9 +80,7 @@ def _settings(args, questions: list[Question], examples: Sequence[Question]) -> 
 
 def _weights_stamp(folder: Path) -> str:
     """Changes when the weight files are written anew; cheap, so that --merge need not read them."""
-    stamps = [
-        f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in sorted(folder.glob("*.safetensors"))
-    ]
+    stamps = [f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in models.weight_files(folder)]
     return hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:16]
 
 
@@ -148,7 +149,7 @@ def prediction(question: Question, request, reply: str | list[float]) -> dict[st
             choice = max(scores, key=scores.get)
             line |= {
                 "reply": question.options[choice],
-                "option_scores": {k: round(v, 6) for k, v in scores.items()},
+                "option_scores": {k: round(v, 4) for k, v in scores.items()},
             }
         else:
             choice = letter_choice(reply, question.options)

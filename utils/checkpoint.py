@@ -34,6 +34,9 @@ def check_save_dir(
     if not save_dir:
         return
     folder = Path(save_dir)
+    if folder.name in ("", ".."):
+        problems.add(f"--save_dir: {save_dir} is no new folder; give one a name")
+        return
     for flag, given in inputs.items():
         if given and Path(given).exists() and folder.resolve() == Path(given).resolve():
             problems.add(f"--save_dir: {save_dir} is the same folder as {flag}")

@@ -119,8 +119,8 @@ def parse(p: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse
             setattr(args, action.dest, action.default)  # so that the checks of files and folders can go on
         if action in required and value is None:
             args.problems.add(f"{name} is missing: {action.help}")
-    for word, after in zip(unknown, ["", *unknown]):
-        if word.startswith("-") or not after.startswith("-"):  # else it is the value of the flag before it
+    for word, before in zip(unknown, ["", *unknown]):
+        if word.startswith("-") or not before.startswith("-"):  # else it is the value of the flag before it
             args.problems.add(f"{word.partition('=')[0]}: unknown argument (see --help)")
     return args
 
@@ -259,6 +259,16 @@ def add_train_args(p: argparse.ArgumentParser) -> None:
         help="keep the whole training state every so many optimizer steps; default 0: never",
     )
     flag(g, "--resume", default=False, help="go on from the state that --save_steps kept; default False")
+
+
+def add_forget_args(p: argparse.ArgumentParser) -> None:
+    """--forget_alpha, of the methods that alternate."""
+    p.add_argument(
+        "--forget_alpha",
+        type=number(float, 0, above=True),
+        default=1.0,
+        help="weight α of the forgetting loss; default 1",
+    )
 
 
 def add_mask_args(p: argparse.ArgumentParser) -> None:

@@ -25,8 +25,20 @@ def label_logits(model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch
     columns = labelled.any(dim=0).nonzero().squeeze(1)  # (K,) positions where some row has a label
     logits = model(**batch.inputs, use_cache=False, logits_to_keep=columns).logits  # (B, K, V)
     labelled = labelled[:, columns]
-    rows = labelled.nonzero()[:, 0]
-    return logits[labelled].float(), targets[:, columns][labelled], rows
+    return logits[labelled].float(), targets[:, columns][labelled], labelled.nonzero()[:, 0]
+
+
+def label_states(model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last hidden states from which the head makes the logits of `label_logits`: (N, H), and sample
+    indices (N,)."""
+    seen = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        _, _, rows = label_logits(model, batch)
+    finally:
+        hook.remove()
+    labelled = batch.labels[:, 1:] != IGNORE
+    return seen[0][labelled[:, labelled.any(dim=0)]], rows
 
 
 def token_nll(model, batch: Batch) -> torch.Tensor:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.models import FAMILIES
+from utils.models import FAMILIES, weight_files
 
 FORMAT = "mmunlearner-mask-1"
 
@@ -173,7 +173,7 @@ def model_fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     config = json.loads((folder / "config.json").read_text())
     digest.update(str(config.get("model_type")).encode())
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+    for path in weight_files(folder):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:

@@ -12,50 +12,20 @@ import random
 from pathlib import Path
 from typing import Any
 
-from utils.cli import Problems
-from utils.data import (
-    Picture,
-    Question,
-    Sample,
-    columns_of,
-    drop_bad_pictures,
-    is_table,
-    picture_from,
-    read_rows,
-)
+from utils.bench import FLAG, Bench
+from utils.data import Picture, Question, Sample, is_table, picture_from, read_rows
 
-RATIOS = (5, 10, 15)
 SPLITS = ("forget", "test", "retain", "real")
-FOLDERS = ("MLLMU-Bench", "MLLMMU-Bench")
 TASK_COLUMNS = ("Classification_Task", "Generation_Task", "Mask_Task")
-FLAG = "--data_split_dir"
-NANO = "nano.json"  # marks the folder of a nano benchmark
 
 
-class MLLMUBench:
-    """The tables found from one folder.
+class MLLMUBench(Bench):
+    """MLLMU-Bench, found from any of its folders (see `Bench`)."""
 
-    Every reading method adds what is wrong to `problems` (folder, column, row) and goes on, so that all
-    mistakes are known before `problems.stop()`. `notes` says which table stood in where the first choice was
-    missing.
-    """
+    TITLE, RATIOS, FOLDERS = "MLLMU-Bench", (5, 10, 15), ("MLLMU-Bench", "MLLMMU-Bench")
 
-    def __init__(self, folder: str, forget_ratio: int, problems: Problems, skip_bad_rows: bool = False):
-        self.given, self.problems, self.skip = Path(folder), problems, skip_bad_rows
-        self.notes: list[str] = []
-        self.forget_table, self.retain_table = f"forget_{forget_ratio}", f"retain_{100 - forget_ratio}"
-        root = self.given.parent if is_table(self.given) else self.given
-        self.roots = [root, *(root / name for name in FOLDERS), *(root.parent / name for name in FOLDERS)]
-        if not self.given.is_dir():
-            problems.add(f"{FLAG}: no such folder: {self.given}")
-        elif not any(p.is_dir() and any(is_table(t) for t in p.iterdir()) for p in self.roots[:3]):
-            problems.add(
-                f"{FLAG}: no tables in {self.given} (expected e.g. {self.forget_table}/train-*.parquet)"
-            )
-        if forget_ratio not in RATIOS:
-            problems.add(f"--forget_ratio: MLLMU-Bench has forget ratios 5, 10 and 15, not {forget_ratio}")
-        self.usable = not problems.lines
-        self.name = "nano MLLMU-Bench" if (root / NANO).is_file() else "MLLMU-Bench"
+    def split_tables(self, forget_ratio: int) -> tuple[str, str]:
+        return f"forget_{forget_ratio}", f"retain_{100 - forget_ratio}"
 
     # ------------------------------------------------------------ training samples
     def finetune(self) -> list[Sample]:
@@ -78,6 +48,11 @@ class MLLMUBench:
     def retain(self) -> list[Sample]:
         """The image questions (VQA) of everybody else."""
         return self._split(self.retain_table)
+
+    def reference(self) -> list[Sample]:
+        """What `finetune` reads, without the people to forget."""
+        forget = self.forget_people()
+        return [sample for sample in self.finetune() if sample.id.split("/")[1] not in forget]
 
     def text_knowledge(self) -> list[Sample]:
         """Text-only questions about everyone: `Full_Set`'s multiple-choice questions with the right option's
@@ -244,77 +219,3 @@ class MLLMUBench:
                 self._bad_row(
                     f"{where}: Correct_Answer {letter!r} is not among the options of {item['Question']!r}"
                 )
-
-    # ------------------------------------------------------------ tables
-    def _columns(self, table: Path) -> list[str]:
-        """Column names; a problem, and none, for a table that cannot be read (half a download, say)."""
-        try:
-            return columns_of(table)
-        except (ValueError, OSError) as why:  # pyarrow's ArrowInvalid is a ValueError
-            self.problems.add(f"{FLAG}: cannot read table {table}: {str(why).splitlines()[0]}")
-            return []
-
-    def _find(self, name: str, columns: list[str]) -> Path | None:
-        """The first table of that name that has the columns."""
-        for root in self.roots if self.usable else []:
-            if is_table(root / name) and set(columns) <= set(self._columns(root / name)):
-                return root / name
-        return None
-
-    def _require(self, name: str, columns: list[str]) -> bool:
-        """True if `_find` finds it; else a problem that says which table is missing, or lacks which column,
-        and who has it."""
-        if not self.usable:
-            return False
-        if self._find(name, columns):
-            return True
-        here = [root / name for root in self.roots if is_table(root / name)]
-        if not here:
-            self.problems.add(f"{FLAG}: no table {name} in {self.given} nor beside it")
-            return False
-        have = self._columns(here[0])
-        if not have:
-            return False
-        missing = [c for c in columns if c not in have]
-        tables = sorted({t for root in self.roots if root.is_dir() for t in root.iterdir() if is_table(t)})
-        others = [f"{t.parent.name}/{t.name}" for t in tables if set(missing) <= set(self._columns(t))]
-        hint = f"; found in {', '.join(dict.fromkeys(others))}" if others else "; no table here has it"
-        self.problems.add(
-            f"{FLAG}: table {here[0]} has no column {', '.join(missing)} (it has {', '.join(have)}){hint}"
-        )
-        return False
-
-    def _rows(self, name: str, columns: list[str], ids: set[str] | None = None):
-        """(row, "table row k (ID …)") of a required table."""
-        if self._require(name, columns):
-            for k, row in enumerate(read_rows(self._find(name, columns), columns, ids)):
-                yield row, f"{name} row {k} (ID {row['ID']})"
-
-    def _picture(self, cell, where: str) -> Picture | None:
-        picture = picture_from(cell, where)
-        if picture is None:
-            self._bad_row(f"{where}: the image is empty")
-        return picture
-
-    def _text(self, text: str | None, column: str, where: str) -> bool:
-        if isinstance(text, str) and text.strip():
-            return True
-        self._bad_row(f"{where}: an empty text in {column}")
-        return False
-
-    def _bad_row(self, line: str) -> None:
-        if self.skip:
-            self._note(f"skipped {line}")
-        else:
-            self.problems.add(f"{FLAG}: {line} (--skip_bad_rows True leaves such rows out)")
-
-    def _note(self, line: str) -> None:
-        if line not in self.notes:
-            self.notes.append(line)
-
-    def _finish(self, items: list, table: str) -> list:
-        """Check the pictures; an empty table is a problem unless something worse is already known."""
-        items = drop_bad_pictures(items, FLAG, self.skip, self.problems)
-        if not items and not self.problems.lines:
-            self.problems.add(f"{FLAG}: {table} gives no questions at all")
-        return items

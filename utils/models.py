@@ -98,7 +98,7 @@ def check_model(name: str | None, flag: str, problems: Problems) -> None:
         return
     if kind not in FAMILIES:
         problems.add(f"{flag}: {name} is a {kind} model; supported: {', '.join(FAMILIES)}")
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+    if not weight_files(folder):
         problems.add(f"{flag}: {name} holds no weights (*.safetensors)")
 
 
@@ -109,6 +109,10 @@ def weights_folder(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(name, local_files_only=True))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
 
 
 def has_processor(folder: Path) -> bool:

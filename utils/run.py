@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import sys
@@ -16,27 +17,44 @@ from utils.data import Sample, fingerprint
 
 def check(args, data: dict[str, list[Sample]], bench) -> None:
     """Everything that can be wrong is told here, at once, before torch is imported or a model loads."""
-    vanilla = getattr(args, "vanilla_dir", None)
+    vanilla = vars(args).get("vanilla_dir")  # some scripts have no such flag
     models.check_model(args.model_id, "--model_id", args.problems)
     models.check_model(vanilla, "--vanilla_dir", args.problems)
+    models.check_model(vars(args).get("oracle_model_id"), "--oracle_model_id", args.problems)
     models.check_processor([("--vanilla_dir", vanilla), ("--model_id", args.model_id)], args.problems)
     inputs = {"--model_id": args.model_id, "--vanilla_dir": vanilla, "--data_split_dir": args.data_split_dir}
-    checkpoint.check_save_dir(args.save_dir, args.problems, inputs, getattr(args, "resume", False))
+    checkpoint.check_save_dir(args.save_dir, args.problems, inputs, vars(args).get("resume", False))
     check_mask_file(args, vanilla or args.model_id)
+    if args.save_dir and not args.problems.lines:
+        check_resume(args, data)
     args.problems.stop()
     if os.environ.get("RANK", "0") != "0":
         return
     for line in bench.notes:
         print(f"note: {line}")
     for name, samples in data.items():
-        people = len({s.id.split("/")[1] for s in samples})
-        text_only = sum(s.picture is None for s in samples)
-        print(f"{name}: {len(samples)} questions of {people} people, {text_only} of them text-only")
+        print(f"{name}: {bench.describe(samples)}")
+
+
+def check_resume(args, data: dict[str, list[Sample]]) -> None:
+    """--resume goes on with the run that kept the state: same arguments, same data."""
+    kept = checkpoint.partial_folder(args.save_dir) / "state" / "progress.json"
+    if not vars(args).get("resume") or not kept.is_file():
+        return
+    before, free = json.loads(kept.read_text()), {"resume", "save_steps", "num_workers"}
+    for name, value in before["arguments"].items():
+        if name not in free and vars(args).get(name) != value:
+            args.problems.add(
+                f"--{name}: the kept run had {value}, not {vars(args).get(name)}; --resume goes on with it"
+            )
+    for name, entry in before["data"].items():
+        if name in data and fingerprint(data[name]) != entry["fingerprint"]:
+            args.problems.add(f"--resume: the {name} data are not those of the kept run")
 
 
 def check_mask_file(args, model_name: str | None) -> None:
     """--grad_mask_path: there, a mask, of this model, and not together with LoRA."""
-    path = getattr(args, "grad_mask_path", None)
+    path = vars(args).get("grad_mask_path")
     if not path:
         return
     if args.lora:
@@ -64,8 +82,8 @@ def check_mask_file(args, model_name: str | None) -> None:
 
 
 def check_processes(accelerator) -> None:
-    """End the run where several processes were started that do not know of each other: each would do all of the
-    work and write the same folder."""
+    """End the run where several processes were started that do not know of each other: each would do all of
+    the work and write the same folder."""
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != accelerator.num_processes:
         raise SystemExit(

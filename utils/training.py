@@ -315,6 +315,7 @@ class Trainer:
         acc.save_state(str(fresh))
         if acc.is_main_process:
             progress = {"step": number, "schedule": schedule.state_dict(), "losses": self.losses}
+            progress |= {name: self.manifest[name] for name in ("arguments", "data")}
             checkpoint.write_json(fresh / "progress.json", progress)
             shutil.rmtree(state, ignore_errors=True)
             fresh.rename(state)

@@ -1,0 +1,198 @@
+"""A nano benchmark and tiny models of all families, made once per session; helpers to run scripts on them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: more threads only cost time
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import pytest
+
+FAMILIES = ("llava", "qwen2_vl", "mllama")
+RATIO = 15  # of ten people, two are to be forgotten
+
+
+def load_script(path: str):
+    """The script as a module, imported anew."""
+    spec = importlib.util.spec_from_file_location(f"script_{Path(path).stem}", ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_script(path: str, *argv) -> None:
+    """What `python path argv...` does, in this process. SystemExit passes through."""
+    module = load_script(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(ROOT / path), *map(str, argv)])
+        module.main(module.parse_args())
+
+
+def weights(folder) -> dict:
+    """{parameter name: tensor} of a saved model, under the names of the model in memory."""
+    from utils.models import load_model
+
+    return {name: p.detach() for name, p in load_model(str(folder)).named_parameters()}
+
+
+def jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
+
+
+def read_table(folder: Path) -> list[dict]:
+    import pyarrow.parquet as pq
+
+    return [row for file in sorted(folder.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+
+
+def write_table(folder: Path, rows: list[dict], like: Path | None = None, shards: int = 1) -> Path:
+    """Rows as train-*.parquet, replacing the table; with the schema of the table `like` if given."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(sorted(like.glob("*.parquet"))[0]) if like else None
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.glob("*.parquet"):
+        file.unlink()
+    for k in range(shards):
+        part = rows[k * len(rows) // shards : (k + 1) * len(rows) // shards]
+        table = pa.Table.from_pylist(part, schema=schema)
+        pq.write_table(table, folder / f"train-{k:05d}-of-{shards:05d}.parquet")
+    return folder
+
+
+def picture_cell(width: int = 32, height: int = 32, colour: str = "red") -> dict:
+    """An image cell as the hub serves it; a gradient, so that no two sizes or colours look alike."""
+    import io
+
+    from PIL import Image
+
+    image = Image.blend(
+        Image.linear_gradient("L").resize((width, height)).convert("RGB"),
+        Image.new("RGB", (width, height), colour),
+        0.5,
+    )
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return {"bytes": out.getvalue(), "path": f"{colour}.png"}
+
+
+def sample(question="Who is this?", answer="Ann", picture=None, id="t/1/0"):
+    from utils.data import Picture, Sample
+
+    return Sample(id, Picture(picture["bytes"], id) if picture else None, question, answer)
+
+
+# ---------------------------------------------------------------- made once
+@pytest.fixture(scope="session")
+def nano(tmp_path_factory) -> Path:
+    """Folder with MLLMU-Bench and MLLMMU-Bench: ten people, one picture each."""
+    folder = tmp_path_factory.mktemp("nano") / "data"
+    run_script(
+        "data_process/make_nano.py", "--save_dir", folder, "--people", 10, "--real_people", 4,
+        "--views", 1, "--image_size", 32,
+    )  # fmt: skip
+    for table in folder.glob("*/*"):  # fifteen questions per row, whatever the nano benchmark comes to ask
+        rows = read_table(table)
+        if rows and "metadata" in rows[0]:
+            for row in rows:
+                row["metadata"] = json.dumps(json.loads(row["metadata"])[:15])
+            write_table(table, rows, like=table)
+    return folder
+
+
+def make_tiny(family: str, nano: Path, folder: Path, seed: int = 0) -> Path:
+    run_script(
+        "data_process/make_tiny_model.py", "--family", family, "--text", nano / "MLLMU-Bench",
+        "--save_dir", folder, "--image_size", 32, "--hidden_size", 32, "--layers", 2, "--heads", 4,
+        "--vision_hidden_size", 24, "--vision_layers", 2, "--vision_heads", 3, "--vocab_size", 600,
+        "--seed", seed,
+    )  # fmt: skip
+    if family == "mllama":  # its gates start at 0: nothing of a picture would reach the words
+        import torch
+
+        from utils.models import load_model
+
+        model = load_model(str(folder))
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                if "cross_attn_" in name and name.endswith("gate"):
+                    p.fill_(1.0)
+        model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(nano, tmp_path_factory) -> dict[str, Path]:
+    """{family: model folder}; "other_llava" has the shapes of "llava" and other weights."""
+    root = tmp_path_factory.mktemp("tiny")
+    made = {family: make_tiny(family, nano, root / family) for family in FAMILIES}
+    return made | {"other_llava": make_tiny("llava", nano, root / "other_llava", seed=1)}
+
+
+@pytest.fixture(scope="session")
+def masks(nano, tiny, tmp_path_factory):
+    """masks(family) -> folder of its mask files, made by data_process/MLLMU_gen_mask.py."""
+    made = {}
+
+    def make(family: str) -> Path:
+        if family not in made:
+            folder = tmp_path_factory.mktemp("masks") / family
+            run_script(
+                "data_process/MLLMU_gen_mask.py", "--model_id", tiny[family], "--data_split_dir",
+                nano / "MLLMMU-Bench", "--forget_ratio", RATIO, "--save_dir", folder,
+            )  # fmt: skip
+            made[family] = folder
+        return made[family]
+
+    return make
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def processors(tiny) -> dict:
+    from utils.models import load_processor
+
+    return {family: load_processor(str(tiny[family])) for family in FAMILIES}
+
+
+@pytest.fixture
+def train_args(nano, tiny, tmp_path):
+    """train_args(save_dir=..., lr=...) -> argv of a training script on the nano benchmark and the tiny
+    LLaVA."""
+
+    def argv(**changes) -> list[str]:
+        given = {
+            "model_id": tiny["llava"],
+            "data_split_dir": nano / "MLLMMU-Bench",
+            "forget_ratio": RATIO,
+            "save_dir": tmp_path / "run",
+            "batch_size": 8,
+            "lr": 1e-3,
+        } | changes
+        return [str(word) for name, value in given.items() for word in (f"--{name}", value)]
+
+    return argv
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums in one order whatever the machine: tests compare bits."""
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(1)

@@ -1,0 +1,277 @@
+"""Wrong input: every mistake told at once, one line each naming its flag, exit code 2, without torch."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import RATIO, ROOT, load_script
+
+SCRIPTS = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ("MLLMU_*.py", "CLEAR_*.py", "data_process/*.py", "eval/*.py")
+    for path in ROOT.glob(pattern)
+    if "def parse_args" in path.read_text(encoding="utf-8")
+)
+TRAINING = [s for s in SCRIPTS if "/" not in s and s.startswith("MLLMU")]
+MASKS, EVAL = "data_process/MLLMU_gen_mask.py", "eval/MLLMU_eval.py"
+SECONDS = 2.0  # the promise is about one second; a busy machine needs more
+
+RUN = """
+import runpy, sys
+script = sys.argv[1]
+sys.argv = sys.argv[1:]
+sys.path.insert(0, {root!r})
+try:
+    runpy.run_path(script, run_name="__main__")
+    code = 0
+except SystemExit as end:
+    code = end.code
+heavy = [name for name in ("torch", "transformers", "matplotlib", "datasets") if name in sys.modules]
+print("imported:", *heavy)
+sys.exit(code)
+"""
+
+
+def run(script: str, *argv) -> tuple[int, list[str], str]:
+    """(exit code, lines on stderr, what was printed); fails when it took long or imported something heavy."""
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", RUN.format(root=str(ROOT)), str(ROOT / script), *map(str, argv)],
+        capture_output=True, text=True, check=False, env=os.environ,
+    )  # fmt: skip
+    seconds = time.monotonic() - begin
+    assert "imported:\n" in done.stdout, done.stdout[-200:] + done.stderr
+    assert seconds < SECONDS
+    return done.returncode, done.stderr.splitlines(), done.stdout
+
+
+def flags_of(lines: list[str]) -> list[str]:
+    """The flag that each line begins with."""
+    assert all(line.startswith("error: --") for line in lines), lines
+    return [line.split()[1].rstrip(":") for line in lines]
+
+
+# ---------------------------------------------------------------- help
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_instant(script):
+    code, errors, said = run(script, "--help")
+    assert code == 0 and not errors
+    assert f"python {script}" in said or "bash" in said, "the help opens with a complete command"
+
+
+def test_the_list_of_scripts_is_not_empty():
+    assert {"MLLMU_GA.py", "MLLMU_finetune.py", "MLLMU_manifold.py", MASKS, EVAL} <= set(SCRIPTS)
+
+
+# ---------------------------------------------------------------- everything at once
+@pytest.mark.parametrize("script", TRAINING)
+def test_training_scripts_tell_all_mistakes_at_once(script):
+    code, errors, _ = run(
+        script, "--data_split_dir", "no/folder", "--forget_split_ratio", "7", "--batch_size", "0", "--lr",
+        "fast",
+        "--ans_only", "maybe", "--lr_schedule", "square", "--learning_rate", "1e-5",
+    )  # fmt: skip
+    expected = {
+        "--data_split_dir", "--forget_ratio", "--batch_size", "--lr", "--ans_only", "--lr_schedule",
+        "--learning_rate", "--model_id", "--save_dir",
+    }  # fmt: skip
+    if "manifold" in script:
+        expected.add("--grad_mask_path")
+    assert code == 2
+    assert sorted(flags_of(errors)) == sorted(expected)
+
+
+def test_the_mask_script_tells_all_mistakes_at_once():
+    code, errors, _ = run(
+        MASKS, "--data_split_dir", "no/folder", "--forget_ratio", "50", "--fisher", "full", "--threshold",
+        "0",
+        "--model_id", "nowhere/at/all", "--mask", "x",
+    )  # fmt: skip
+    assert code == 2
+    expected = [
+        "--data_split_dir",
+        "--fisher",
+        "--forget_ratio",
+        "--mask",
+        "--model_id",
+        "--save_dir",
+        "--threshold",
+    ]
+    assert sorted(flags_of(errors)) == expected
+
+
+def test_the_evaluation_tells_all_mistakes_at_once():
+    code, errors, _ = run(
+        EVAL, "--data_split_dir", "no/folder", "--forget_ratio", "50", "--splits", "forget,tset", "--shot",
+        "two",
+        "--mcq", "lettre", "--max_new_tokens", "-1", "--gpu", "0",
+    )  # fmt: skip
+    assert code == 2
+    expected = [
+        "--data_split_dir", "--evaluated_model", "--forget_ratio", "--gpu", "--max_new_tokens", "--mcq",
+        "--shot",
+        "--splits",
+    ]  # fmt: skip
+    assert sorted(flags_of(errors)) == expected
+
+
+@pytest.mark.parametrize("script", [*TRAINING, MASKS])
+def test_wrong_folders_are_told_together(script, tmp_path, nano):
+    """Values that can be read, but are wrong: what the checks of files and folders find."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "x").write_text("x")
+    (tmp_path / "data").mkdir()
+    argv = [
+        "--model_id",
+        tmp_path / "model",
+        "--data_split_dir",
+        tmp_path / "data",
+        "--save_dir",
+        tmp_path / "taken",
+    ]
+    expected = {"--data_split_dir", "--model_id"}
+    if script in TRAINING:
+        expected.add("--save_dir")
+    if "manifold" in script:
+        argv += ["--grad_mask_path", tmp_path / "no.pt"]
+        expected.add("--grad_mask_path")
+    if script in TRAINING and "finetune" not in script:
+        argv += ["--vanilla_dir", tmp_path / "vanilla"]
+        expected.add("--vanilla_dir")
+    code, errors, _ = run(script, *argv)
+    assert code == 2
+    assert set(flags_of(errors)) >= expected
+    assert (tmp_path / "taken" / "x").read_text() == "x"
+
+
+def test_the_mask_script_does_not_overwrite_strange_folders(tmp_path, tiny, nano):
+    (tmp_path / "x").write_text("x")
+    code, errors, _ = run(
+        MASKS,
+        "--model_id",
+        tiny["llava"],
+        "--data_split_dir",
+        nano,
+        "--forget_ratio",
+        RATIO,
+        "--save_dir",
+        tmp_path,
+    )
+    assert code == 2 and flags_of(errors) == ["--save_dir"]
+
+
+# ---------------------------------------------------------------- models
+def test_what_is_wrong_with_a_model_folder(tmp_path, tiny, nano):
+    def said(folder) -> str:
+        code, errors, _ = run(
+            "MLLMU_GA.py", "--model_id", folder, "--data_split_dir", nano, "--forget_ratio", RATIO,
+            "--save_dir",
+            tmp_path / "out",
+        )  # fmt: skip
+        assert code == 2 and set(flags_of(errors)) == {"--model_id"}
+        return errors[0]
+
+    shutil.copytree(tiny["llava"], tmp_path / "gpt")
+    config = json.loads((tmp_path / "gpt" / "config.json").read_text())
+    (tmp_path / "gpt" / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    assert "gpt2" in said(tmp_path / "gpt") and "llava" in said(tmp_path / "gpt")
+    (tmp_path / "gpt" / "config.json").write_text("{")
+    assert "not valid JSON" in said(tmp_path / "gpt")
+    (tmp_path / "gpt" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "gpt" / "model.safetensors").unlink()
+    assert "no weights" in said(tmp_path / "gpt")
+    assert "no such model folder" in said(tmp_path / "nowhere")
+
+
+def test_no_processor_anywhere(tmp_path, tiny, nano):
+    shutil.copytree(tiny["llava"], tmp_path / "bare")
+    for path in (tmp_path / "bare").glob("*processor_config.json"):
+        path.unlink()
+    argv = ["--data_split_dir", nano, "--forget_ratio", RATIO, "--save_dir", tmp_path / "out"]
+    code, errors, _ = run("MLLMU_GA.py", "--model_id", tmp_path / "bare", *argv)
+    assert code == 2 and len(errors) == 1 and "no processor" in errors[0]
+    code, errors, _ = run(EVAL, "--evaluated_model", tmp_path / "bare", *argv[:4])
+    assert code == 2 and len(errors) == 1 and "--original_model" in errors[0]
+
+
+# ---------------------------------------------------------------- data
+def test_bad_rows_are_told_with_the_other_mistakes(tmp_path, nano, tiny):
+    from conftest import read_table, write_table
+
+    shutil.copytree(nano, tmp_path / "data")
+    table = tmp_path / "data" / "MLLMMU-Bench" / f"forget_{RATIO}"
+    rows = read_table(table)
+    rows[1]["image"]["bytes"] = b"no picture"
+    write_table(table, rows, like=table)
+    code, errors, _ = run(
+        "MLLMU_GA.py", "--model_id", tmp_path / "no", "--data_split_dir", tmp_path / "data",
+        "--forget_ratio", RATIO,
+        "--save_dir", tmp_path / "out",
+    )  # fmt: skip
+    assert code == 2 and sorted(flags_of(errors)) == ["--data_split_dir", "--model_id"]
+    assert f"row 1 (ID {rows[1]['ID']})" in errors[0]
+
+
+# ---------------------------------------------------------------- values that are right
+def parsed(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["MLLMU_GA.py", "--model_id", "m", "--save_dir", "s", *words])
+    return load_script("MLLMU_GA.py").parse_args()
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        ([], True),
+        (["--ans_only"], True),
+        (["--ans_only", "True"], True),
+        (["--ans_only", "False"], False),
+        (["--ans_only", "false"], False),
+        (["--ans_only=0"], False),
+        (["--ans_only", "--seed", "1"], True),
+    ],
+)
+def test_a_boolean_flag(monkeypatch, words, value):
+    args = parsed(monkeypatch, *words)
+    assert args.ans_only is value and not args.problems.lines
+
+
+@pytest.mark.parametrize("flag", ["--forget_ratio", "--forget_split_ratio"])
+@pytest.mark.parametrize(("text", "value"), [("05", 5), ("5", 5), ("10", 10), ("15", 15)])
+def test_a_ratio(monkeypatch, flag, text, value):
+    args = parsed(monkeypatch, flag, text)
+    assert args.forget_ratio == value and not args.problems.lines
+
+
+@pytest.mark.parametrize("flag", ["--data_split_dir", "--data_folder", "--data_dir"])
+def test_spellings_of_the_data_folder(monkeypatch, flag):
+    assert parsed(monkeypatch, flag, "x").data_split_dir == "x"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--forget_ratio", "5%"], ["--forget_ratio", "²"], ["--forget_ratio", "-5"], ["--batch_size", "1.5"],
+        ["--lr", "nan"], ["--lr", "inf"], ["--lr", "-1"], ["--lora_dropout", "1"], ["--seed", "x"],
+        ["--dtype", "fp16"],
+        ["--shuffle", "2"],
+    ],
+)  # fmt: skip
+def test_a_value_out_of_range(monkeypatch, words):
+    problems = parsed_problems(monkeypatch, *words)
+    assert len(problems) == 1 and problems[0].startswith(words[0]), problems
+
+
+def parsed_problems(monkeypatch, *words) -> list[str]:
+    """What parsing says, whether it stops at once or leaves it to the checks that follow."""
+    import contextlib
+    import io
+
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.suppress(SystemExit):
+        parsed(monkeypatch, *words).problems.stop()
+    return [line.removeprefix("error: ") for line in said.getvalue().splitlines()]

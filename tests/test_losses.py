@@ -1,0 +1,99 @@
+"""Losses against hand-computed values, and against the model's own full logits and loss."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import load_script, picture_cell, sample
+
+from utils.collate import IGNORE, Batch, Collator
+from utils.losses import label_logits, sequence_log_prob, token_nll
+from utils.models import FAMILIES, load_model
+
+
+class Stub:
+    """A model of three tokens with given logits, (B, T, 3)."""
+
+    def __init__(self, logits):
+        self.logits = torch.tensor(logits)
+
+    def __call__(self, input_ids, use_cache, logits_to_keep):
+        return SimpleNamespace(logits=self.logits[:, logits_to_keep])
+
+
+@pytest.fixture
+def example():
+    """Two rows; p = 3/5 and 1/2 at row 0's two labels, 1/4 at row 1's only one."""
+    far = [9.0, -9.0, 5.0]  # must not matter
+    logits = [
+        [[0.0, math.log(3), 0.0], [0.0, 0.0, math.log(2)], far],
+        [far, [math.log(2), 0.0, 0.0], far],
+    ]
+    labels = torch.tensor([[IGNORE, 1, 2], [IGNORE, IGNORE, 1]])
+    return Stub(logits), Batch({"input_ids": torch.zeros(2, 3, dtype=torch.long)}, labels, ["a", "b"])
+
+
+def test_token_nll_by_hand(example):
+    assert token_nll(*example).tolist() == pytest.approx([math.log(5 / 3), math.log(2), math.log(4)])
+
+
+def test_sequence_log_prob_by_hand(example):
+    assert sequence_log_prob(*example).tolist() == pytest.approx([math.log(3 / 10), math.log(1 / 4)])
+
+
+def test_label_logits_by_hand(example):
+    stub, batch = example
+    logits, targets, rows = label_logits(stub, batch)
+    assert targets.tolist() == [1, 2, 1] and rows.tolist() == [0, 0, 1]
+    expected = torch.stack([stub.logits[0, 0], stub.logits[0, 1], stub.logits[1, 1]])
+    assert torch.equal(logits, expected) and logits.dtype == torch.float32
+
+
+def test_a_sample_without_labels_has_log_prob_zero(example):
+    stub, batch = example
+    batch.labels[1] = IGNORE
+    assert sequence_log_prob(stub, batch).tolist() == pytest.approx([math.log(3 / 10), 0.0])
+
+
+@pytest.fixture
+def real(family, tiny, processors):
+    model = load_model(str(tiny[family])).eval()
+    samples = [
+        sample("Who?", "Ann", picture_cell(32, 32)),
+        sample("Who is the person here?", "It is Bob of Oslo.", picture_cell(64, 32, "blue")),
+    ]
+    return model, Collator(processors[family], FAMILIES[family])(samples)
+
+
+def test_mean_token_nll_is_the_models_own_loss(real):
+    model, batch = real
+    with torch.no_grad():
+        theirs = model(**batch.inputs, labels=batch.labels).loss
+        ours = token_nll(model, batch)
+    assert len(ours) == (batch.labels != IGNORE).sum()
+    torch.testing.assert_close(ours.mean(), theirs, atol=1e-6, rtol=1e-6)
+
+
+def test_label_logits_are_the_full_logits_there(real):
+    model, batch = real
+    with torch.no_grad():
+        full = model(**batch.inputs).logits
+        logits, targets, rows = label_logits(model, batch)
+        scores = sequence_log_prob(model, batch)
+    where = (batch.labels[:, 1:] != IGNORE).nonzero()
+    torch.testing.assert_close(logits, full[where[:, 0], where[:, 1]], atol=1e-5, rtol=1e-5)
+    assert torch.equal(targets, batch.labels[:, 1:][where[:, 0], where[:, 1]])
+    assert torch.equal(rows, where[:, 0])
+    for row in range(2):
+        picked = logits.log_softmax(-1)[torch.arange(len(targets)), targets][rows == row].sum()
+        torch.testing.assert_close(scores[row], picked, atol=1e-4, rtol=1e-5)
+
+
+def test_the_scripts_losses(example):
+    nll = token_nll(*example)
+    assert torch.equal(load_script("MLLMU_GA.py").forget_loss(*example), -nll)
+    assert torch.equal(load_script("MLLMU_finetune.py").loss(*example), nll)
+    manifold = load_script("MLLMU_manifold.py")
+    assert torch.equal(manifold.retain_loss(*example), nll)
+    assert torch.equal(manifold.forget_loss(*example, alpha=0.5), -0.5 * nll)

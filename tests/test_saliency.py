@@ -1,0 +1,274 @@
+"""The Fisher pass against a naive computation, and the masks that the script writes."""
+
+import math
+import shutil
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import RATIO, picture_cell, read_table, run_script, sample, write_table
+
+from data_process.saliency import Plan, fisher_pass, ratio_mask
+from utils.cli import Problems
+from utils.collate import Collator
+from utils.losses import token_nll
+from utils.masks import Mask
+from utils.mllmu import MLLMUBench
+from utils.models import FAMILIES, empty_model, load_model, part_of_parameters
+
+PARTS = ("language", "vision", "both")
+
+
+def naive(model, collator, samples, size) -> tuple[dict, int]:
+    """Sums over batches of the squared gradient, one modality after the other."""
+    sums = {n: torch.zeros(p.shape) for n, p in model.named_parameters()}
+    groups = [[s for s in samples if s.picture], [s for s in samples if not s.picture]]
+    batches = [g[i : i + size] for g in groups for i in range(0, len(g), size)]
+    for batch in batches:
+        model.zero_grad(set_to_none=True)
+        token_nll(model, collator(batch)).mean().backward()
+        for name, p in model.named_parameters():
+            if p.grad is not None:
+                sums[name] += p.grad**2
+    model.zero_grad(set_to_none=True)
+    return sums, len(batches)
+
+
+@pytest.fixture
+def setting(family, tiny, processors):
+    model = load_model(str(tiny[family]))
+    colours = ("red", "green", "blue", "white", "black")
+    samples = [sample(f"Who is {c}?", f"It is {c}", picture_cell(32, 32, c), c) for c in colours]
+    samples += [sample(f"Who is {c} by name?", f"{c}y", None, f"text {c}") for c in colours[:3]]
+    return model, Collator(processors[family], FAMILIES[family]), samples
+
+
+@pytest.mark.parametrize("per_sample", [False, True], ids=["batch", "sample"])
+def test_fisher_pass_is_the_naive_sum(setting, per_sample):
+    model, collator, samples = setting
+    model.eval()
+    expected, batches = naive(model, collator, samples, 1 if per_sample else 2)
+    assert batches == (8 if per_sample else 5)
+    model.train()
+    every = dict(model.named_parameters())
+    sums, counts = fisher_pass(
+        model, collator, [Plan("all", samples, every)], Accelerator(), 2, per_sample, torch.device("cpu")
+    )
+    assert set(sums) == set(every) and set(counts.values()) == {batches}
+    for name in every:
+        assert sums[name].dtype == torch.float32
+        torch.testing.assert_close(sums[name], expected[name], rtol=1e-4, atol=1e-12)
+    assert sum(float(s.sum()) for s in sums.values()) > 0
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(module.training for module in model.modules())
+
+
+def test_plans_add_up_and_feed_only_their_parameters(setting):
+    model, collator, samples = setting
+    model.eval()
+    pictures, texts = [s for s in samples if s.picture], [s for s in samples if not s.picture]
+    of_pictures, n_pictures = naive(model, collator, pictures, 2)
+    of_texts, n_texts = naive(model, collator, texts, 2)
+    part, every = part_of_parameters(model), dict(model.named_parameters())
+    language = {n: p for n, p in every.items() if part[n] == "language"}
+    plans = [Plan("pictures", pictures, every), Plan("texts", texts, language)]
+    sums, counts = fisher_pass(model, collator, plans, Accelerator(), 2, False, torch.device("cpu"))
+    for name in every:
+        both = name in language
+        torch.testing.assert_close(
+            sums[name], of_pictures[name] + both * of_texts[name], rtol=1e-4, atol=1e-12
+        )
+        assert counts[name] == n_pictures + both * n_texts
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_hooks_are_gone_afterwards(setting):
+    model, collator, samples = setting
+    every = dict(model.named_parameters())
+    fisher_pass(
+        model, collator, [Plan("all", samples[:2], every)], Accelerator(), 2, False, torch.device("cpu")
+    )
+    for p in model.parameters():
+        p.requires_grad_(True)
+    token_nll(model, collator(samples[:2])).mean().backward()
+    assert all(p.grad is not None for n, p in every.items() if "language_model.norm" in n)
+
+
+# ---------------------------------------------------------------- the ratio
+def test_ratio_mask_by_hand():
+    forget = torch.tensor([0.0, 2.0, 0.0, 3.0, 2.0, 6.0, 5.9])
+    preserve = torch.tensor([0.0, 0.0, 2.0, 3.0, 4.0, 3.0, 3.0])
+    of = lambda batches, threshold: ratio_mask(forget, preserve, batches, threshold).tolist()
+    assert of((1, 1), 1.0) == [False, True, False, True, False, True, True]
+    assert of((1, 1), 2.0) == [False, True, False, False, False, True, False]
+    assert of((1, 1), 0.5) == [False, True, False, True, True, True, True]
+    # sums are over 2 and 4 batches: the means are forget/2 and preserve/4
+    assert of((2, 4), 1.0) == [False, True, False, True, True, True, True]
+    assert of((2, 1), 1.0) == [False, True, False, False, False, True, False]
+
+
+def test_ratio_mask_where_nothing_is_preserved():
+    """No preserve batches at all: salient wherever the forget set has a gradient."""
+    assert ratio_mask(torch.tensor([0.0, 1.0]), torch.zeros(2), (3, 0), 1.0).tolist() == [False, True]
+
+
+def test_ratio_mask_below_epsilon():
+    tiny_f, tiny_p = torch.tensor([1e-20, 1e-20, 4e-15]), torch.tensor([1e-19, 0.0, 1e-15])
+    assert ratio_mask(tiny_f, tiny_p, (1, 1), 2.0).tolist() == [False, False, True]  # 5/2 of epsilon
+
+
+# ---------------------------------------------------------------- the files
+@pytest.mark.parametrize("kind", ["llava", "qwen2_vl"])
+def test_masks_name_the_parameters_of_their_part(kind, masks, tiny):
+    empty = empty_model(str(tiny[kind]))
+    part, shapes = part_of_parameters(empty), {n: list(p.shape) for n, p in empty.named_parameters()}
+    found = {p: Mask.load(str(masks(kind) / f"mllmu_{p}_mask.pt"), kind) for p in PARTS}
+    for wanted in ("language", "vision"):
+        assert set(found[wanted].bits) == {n for n in part if part[n] == wanted}
+    assert set(found["both"].bits) == set(found["language"].bits) | set(found["vision"].bits) == set(part)
+    for name in part:
+        assert torch.equal(found["both"].bits[name], found[part[name]].bits[name])
+    for wanted, mask in found.items():
+        mask.check(shapes)
+        salient, named = mask.count()
+        assert 0.02 < salient / named < 0.98, wanted
+        about = mask.about
+        assert (about["part"], about["fisher"], about["threshold"]) == (wanted, "batch", 1.0)
+        assert about["model"]["name"] == str(tiny[kind]) and set(about["data"]) == {
+            "forget",
+            "retain",
+            "text",
+        }
+        assert about["salient"] == {n: int(mask.of(n).sum()) for n in mask.bits}
+    assert sorted(p.name for p in masks(kind).iterdir()) == [
+        "coverage.json", "mllmu_both_mask.pt", "mllmu_language_mask.pt", "mllmu_vision_mask.pt", "run.json",
+    ]  # fmt: skip
+
+
+def test_the_written_mask_is_the_naive_one(masks, tiny, nano, processors):
+    model = load_model(str(tiny["llava"])).eval()
+    collator, problems = Collator(processors["llava"], FAMILIES["llava"]), Problems()
+    bench = MLLMUBench(str(nano / "MLLMMU-Bench"), RATIO, problems)
+    f, nf = naive(model, collator, bench.forget(), 4)
+    r, nr = naive(model, collator, bench.retain(), 4)
+    t, nt = naive(model, collator, bench.text_knowledge(), 4)
+    assert not problems.lines and nt > 5
+    written, part = Mask.load(str(masks("llava") / "mllmu_both_mask.pt"), "llava"), part_of_parameters(model)
+    differ = total = 0
+    for name in part:
+        p = (r[name] + t[name]) / (nr + nt) if part[name] == "language" else r[name] / nr
+        expected = ((f[name] / nf + 1e-15) / (p + 1e-15) >= 1) & ((f[name] > 0) | (p > 0))
+        differ += int((expected != written.of(name)).sum())
+        total += expected.numel()
+    assert differ <= total * 1e-4
+    # a word that neither people's answers nor questions hold has no gradient: not salient
+    unused = "model.language_model.embed_tokens.weight"
+    assert not written.of(unused)[(f[unused].sum(1) == 0) & (r[unused] + t[unused]).sum(1).eq(0)].any()
+
+
+def test_coverage_counts_the_bits(masks):
+    import json
+
+    report = json.loads((masks("llava") / "coverage.json").read_text())
+    for part in ("language", "vision"):
+        mask = Mask.load(str(masks("llava") / f"mllmu_{part}_mask.pt"), "llava")
+        groups = report[part]
+        salient, named = mask.count()
+        assert (groups["all"]["salient"], groups["all"]["weights"]) == (salient, named)
+        rest = [entry for group, entry in groups.items() if group != "all"]
+        assert sum(e["salient"] for e in rest) == salient and sum(e["weights"] for e in rest) == named
+        assert all(
+            e["share"] == pytest.approx(e["salient"] / e["weights"], abs=1e-6) for e in groups.values()
+        )
+        layers = [group for group in groups if group.rpartition(".")[2].isdigit()]
+        assert len(layers) == 2
+        for group in layers:
+            inside = [n for n in mask.bits if n.startswith(f"model.{group}.")]
+            assert groups[group]["salient"] == sum(int(mask.of(n).sum()) for n in inside), group
+    assert "language_model.layers.1" in report["language"]
+
+
+def test_same_bits_again_and_text_only_matters_to_language(masks, tiny, nano, tmp_path):
+    shutil.copytree(nano, tmp_path / "data")
+    full = tmp_path / "data" / "MLLMU-Bench" / "Full_Set"
+    rows = read_table(full)
+    for row in rows:
+        for item in row["Classification_Task"]["Pure_Text_Questions"]:
+            item["Question"] = "Quite another question"
+            item["Options"] = {letter: "elsewhere " + letter for letter in "ABCD"}
+    write_table(full, rows, like=nano / "MLLMU-Bench" / "Full_Set")
+    made = {}
+    for name, data in (("again", nano), ("other", tmp_path / "data")):
+        run_script(
+            "data_process/MLLMU_gen_mask.py", "--model_id", tiny["llava"], "--data_split_dir",
+            data / "MLLMMU-Bench", "--forget_split_ratio", RATIO, "--save_dir", tmp_path / name,
+        )  # fmt: skip
+        made[name] = {p: Mask.load(str(tmp_path / name / f"mllmu_{p}_mask.pt"), "llava") for p in PARTS}
+    first = {p: Mask.load(str(masks("llava") / f"mllmu_{p}_mask.pt"), "llava") for p in PARTS}
+    equal = lambda a, b: all(torch.equal(a.bits[n], b.bits[n]) for n in a.bits)
+    assert all(equal(first[p], made["again"][p]) for p in PARTS)
+    assert equal(first["vision"], made["other"]["vision"])
+    assert not equal(first["language"], made["other"]["language"])
+    assert first["vision"].about["data"]["text"] != made["other"]["vision"].about["data"]["text"]
+
+
+def test_flags_of_the_mask_script(tiny, nano, masks, tmp_path):
+    """A higher threshold only takes bits away; sums on the CPU change nothing; per-sample Fisher is another
+    mask."""
+    run = lambda name, *flags: run_script(
+        "data_process/MLLMU_gen_mask.py", "--model_id", tiny["llava"], "--data_split_dir",
+        nano / "MLLMMU-Bench", "--forget_ratio", RATIO, "--save_dir", tmp_path / name, *flags,
+    )  # fmt: skip
+    load = lambda folder: Mask.load(str(folder / "mllmu_both_mask.pt"), "llava")
+    run("high", "--threshold", 4, "--fisher_device", "cpu")
+    run("sample", "--fisher", "sample", "--gradient_checkpointing")
+    first, high, per_sample = load(masks("llava")), load(tmp_path / "high"), load(tmp_path / "sample")
+    assert all(not (high.bits[n] & ~first.bits[n]).any() for n in first.bits)
+    assert 0 < high.count()[0] < first.count()[0]
+    assert any(not torch.equal(first.bits[n], per_sample.bits[n]) for n in first.bits)
+    assert per_sample.about["fisher"] == "sample"
+
+
+def test_gradient_checkpointing_works_in_the_pass(tiny, processors, monkeypatch):
+    """Checkpointing that is switched on must recompute layers in backward, also in eval mode, or it saves
+    no memory."""
+    from data_process import saliency
+
+    seen = {}
+
+    def watched(model, *args, **kwargs):
+        calls = [0]
+        layer = model.get_submodule("model.language_model.layers.0.mlp")
+        handle = layer.register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+        out = fisher_pass(model, *args, **kwargs)
+        handle.remove()
+        seen.setdefault("calls", []).append(calls[0])
+        return out
+
+    monkeypatch.setattr(saliency, "fisher_pass", watched)
+    monkeypatch.setattr(saliency, "write_masks", lambda *a: None)
+    from types import SimpleNamespace
+
+    for on in (False, True):
+        args = SimpleNamespace(
+            vanilla_dir=None, model_id=str(tiny["llava"]), dtype="fp32", attn="sdpa",
+            gradient_checkpointing=on,
+            fisher_device="model", ans_only=True, batch_size=2, fisher="batch", threshold=1.0,
+            save_dir="x", seed=0,
+        )  # fmt: skip
+        one = [sample(picture=picture_cell())]
+        saliency.make_masks(args, {"forget": one, "retain": one, "text": [sample()]}, "mllmu")
+    plain, checkpointed = seen["calls"][:2], seen["calls"][2:]
+    assert checkpointed == [2 * n for n in plain]
+
+
+def test_a_loss_that_is_not_finite_writes_no_mask(tiny, nano, tmp_path, monkeypatch):
+    from data_process import saliency
+
+    monkeypatch.setattr(saliency, "token_nll", lambda model, batch: token_nll(model, batch) * math.nan)
+    with pytest.raises(SystemExit, match="nan"):
+        run_script(
+            "data_process/MLLMU_gen_mask.py", "--model_id", tiny["llava"], "--data_split_dir",
+            nano / "MLLMMU-Bench", "--forget_ratio", RATIO, "--save_dir", tmp_path / "m",
+        )  # fmt: skip
+    assert not (tmp_path / "m").exists()

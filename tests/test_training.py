@@ -1,0 +1,402 @@
+"""The loop: order of steps, the same weights however a batch is cut, resume, and what a run leaves on
+disk."""
+
+import itertools
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import FAMILIES, RATIO, jsonl, picture_cell, run_script, sample, weights
+
+from utils import checkpoint, models, training
+from utils.training import Phase, Stream, alternate, once
+
+GA, FINETUNE = "MLLMU_GA.py", "MLLMU_finetune.py"
+SAMPLES = [sample(id=f"p/{k}", picture=picture_cell()) for k in range(10)]
+SAMPLES += [sample(id=f"t/{k}") for k in range(7)]
+
+
+def ids(batches) -> list[list[str]]:
+    return [[s.id for s in batch] for batch in batches]
+
+
+def equal(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+# ---------------------------------------------------------------- streams
+def test_each_sample_once_per_pass_and_modalities_apart():
+    stream = Stream(SAMPLES, 4, "42/x", shuffle=True)
+    assert stream.batches_per_pass == 3 + 2
+    passes = ids(itertools.islice(stream.starting_at(0), 15))
+    for k in range(3):
+        batches = passes[5 * k : 5 * k + 5]
+        assert sorted(i for batch in batches for i in batch) == sorted(s.id for s in SAMPLES)
+        assert all(len({i[0] for i in batch}) == 1 for batch in batches)
+        assert sorted(map(len, batches)) == [2, 3, 4, 4, 4]
+    assert passes[:5] != passes[5:10], "each pass is shuffled anew"
+
+
+def test_the_seed_fixes_the_order():
+    first = lambda seed: ids(itertools.islice(Stream(SAMPLES, 4, seed, True).starting_at(0), 10))
+    assert first("42/x") == first("42/x")
+    assert first("42/x") != first("43/x") and first("42/x") != first("42/y")
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_starting_at_goes_on_exactly(shuffle):
+    stream = Stream(SAMPLES, 4, "42/x", shuffle)
+    whole = ids(itertools.islice(stream.starting_at(0), 17))
+    for position in (1, 4, 5, 6, 11):
+        assert ids(itertools.islice(stream.starting_at(position), 17 - position)) == whole[position:]
+
+
+def test_without_shuffle_the_order_is_the_tables():
+    batches = ids(itertools.islice(Stream(SAMPLES, 4, "42/x", False).starting_at(0), 5))
+    assert [i for batch in batches for i in batch] == [s.id for s in SAMPLES]
+
+
+# ---------------------------------------------------------------- orders
+def sequence(retain: int, forget: int) -> str:
+    phases = Phase("forget", [], None), Phase("retain", [], None)
+    order = alternate(*phases)
+    assert order.phases == phases
+    return "".join(p.name[0] for p in order.epoch({"retain": retain, "forget": forget}))
+
+
+@pytest.mark.parametrize(
+    ("retain", "forget", "expected"),
+    [(10, 3, "frrrfrrrfrrrfr"), (2, 5, "frfr"), (4, 4, "frfrfrfr"), (6, 3, "frrfrrfrr"), (5, 1, "frrrrr"),
+    (7, 4, "fr" * 7)],
+)  # fmt: skip
+def test_alternate(retain, forget, expected):
+    assert sequence(retain, forget) == expected
+
+
+def test_once():
+    phase = Phase("forget", [], None)
+    assert list(once(phase).epoch({"forget": 3})) == [phase] * 3
+
+
+# ---------------------------------------------------------------- a run
+def test_what_a_run_leaves(train_args, tmp_path, tiny):
+    run_script(GA, *train_args(num_epochs=2, lr_schedule="linear", warmup_ratio=0.25))
+    folder = tmp_path / "run"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"], "no partial folder stays"
+    names = {p.name for p in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "run.json", "log.jsonl", "tokenizer.json"} <= names
+    assert not [n for n in names if "adapter" in n or n == "state"]
+    log = jsonl(folder / "log.jsonl")
+    assert [line["step"] for line in log] == list(range(1, 9)) and {line["phase"] for line in log} == {
+        "forget"
+    }
+    assert [line["lr"] for line in log] == pytest.approx(
+        [0, 0.5e-3, 1e-3, *(1e-3 * k / 6 for k in (5, 4, 3, 2, 1))], abs=1e-9
+    )
+    assert all(line["loss"] < 0 and line["grad_norm"] > 0 and line["terms"] >= 6 for line in log)
+    manifest = json.loads((folder / "run.json").read_text())
+    assert manifest["script"] == "MLLMU_GA.py" and manifest["seed"] == 42 and manifest["steps"] == 8
+    assert manifest["arguments"]["forget_ratio"] == RATIO and manifest["arguments"]["num_epochs"] == 2
+    assert manifest["vanilla"] == str(tiny["llava"]) and manifest["processes"] == 1
+    assert (
+        manifest["data"]["forget"]["samples"] == 30 and len(manifest["data"]["forget"]["fingerprint"]) == 16
+    )
+    assert set(manifest["versions"]) >= {"torch", "transformers"} and manifest["device"] == "cpu"
+    assert manifest["final_losses"] == {"forget": log[-1]["loss"]}
+    assert manifest["seconds"] > 0 and manifest["peak_memory_bytes"] > 1e8
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_lora_is_merged_into_its_targets_only(kind, train_args, tmp_path, tiny):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    run_script(GA, *train_args(model_id=tiny[kind], lora_parts="both", lr=1e-2))
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "run")
+    AutoProcessor.from_pretrained(tmp_path / "run")
+    assert not list((tmp_path / "run").glob("*adapter*"))
+    before, after = weights(tiny[kind]), dict(model.named_parameters())
+    changed = {n for n in before if not torch.equal(before[n], after[n])}
+    assert before.keys() == after.keys()
+    linear = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    }
+    assert changed <= linear and "lm_head.weight" not in changed
+    # CLIP's last layer is not read (features of the layer before): nothing there gets a gradient
+    unread = {n for n in linear if kind == "llava" and "vision_tower.encoder.layers.1" in n}
+    assert linear - changed == unread
+
+
+@pytest.mark.parametrize("part", ["language", "vision", "both"])
+def test_lora_targets_are_modules(family, tiny, part):
+    model = models.empty_model(str(tiny[family]))
+    targets = models.lora_targets(model, part)
+    linear = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
+    assert len(set(targets)) == len(targets) and set(targets) <= linear
+    of = models.part_of_parameters(model)
+    assert set(targets) == {n for n in linear if part in ("both", of[f"{n}.weight"])}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_without_lora_every_weight_that_is_read_changes(kind, train_args, tmp_path, tiny, nano):
+    run_script(FINETUNE, *train_args(model_id=tiny[kind], lora=False, data_split_dir=nano / "MLLMU-Bench"))
+    before, after = weights(tiny[kind]), weights(tmp_path / "run")
+    same = [n for n in before if torch.equal(before[n], after[n])]
+    unread = {
+        "llava": ("vision_tower.encoder.layers.1", "post_layernorm"),
+        "qwen2_vl": (),
+        "mllama": ("tile_embedding", "tile_positional_embedding.embedding"),  # their gates open late
+    }[kind]
+    assert [n for n in same if not any(word in n for word in unread)] == []
+    log = jsonl(tmp_path / "run" / "log.jsonl")
+    assert log[-1]["loss"] < log[0]["loss"]
+
+
+def test_a_batch_may_be_cut(train_args, tmp_path, nano):
+    """Pictures and texts, a last batch that is not full: 8 at once and 2 x 4 accumulated give the same
+    weights."""
+    base = {"lora": False, "adam_eps": 1e-2, "lr": 1e-2, "data_split_dir": nano / "MLLMU-Bench"}
+    cuts = {"a": (8, 1), "b": (4, 2)}
+    for name, (size, steps) in cuts.items():
+        argv = train_args(
+            **base, batch_size=size, gradient_accumulation_steps=steps, save_dir=tmp_path / name
+        )
+        run_script(FINETUNE, *argv)
+    a, b = (weights(tmp_path / name) for name in cuts)
+    logs = [jsonl(tmp_path / name / "log.jsonl") for name in cuts]
+    terms, norms = ([[line[key] for line in log] for log in logs] for key in ("terms", "grad_norm"))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    assert terms[0] == terms[1] and len(set(terms[0])) > 3
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-6, rtol=0)
+
+
+def test_gradient_checkpointing_changes_nothing(train_args, tmp_path):
+    for name, on in (("plain", False), ("checkpointed", True)):
+        run_script(
+            GA, *train_args(lora=False, adam_eps=1e-2, gradient_checkpointing=on, save_dir=tmp_path / name)
+        )
+    a, b = weights(tmp_path / "plain"), weights(tmp_path / "checkpointed")
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-6, rtol=0)
+
+
+def test_the_seed_fixes_the_weights(train_args, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run_script(GA, *train_args(lora_dropout=0.3, seed=seed, save_dir=tmp_path / name))
+    a, b, c = (weights(tmp_path / name) for name in "abc")
+    assert equal(a, b) and not equal(a, c)
+    strip = lambda name: [
+        {k: v for k, v in line.items() if k != "seconds"} for line in jsonl(tmp_path / name / "log.jsonl")
+    ]
+    assert strip("a") == strip("b")
+
+
+def test_loader_processes_change_nothing(train_args, tmp_path):
+    for name, workers in (("none", 0), ("two", 2)):
+        run_script(GA, *train_args(num_workers=workers, save_dir=tmp_path / name))
+    assert equal(weights(tmp_path / "none"), weights(tmp_path / "two"))
+
+
+def test_clipping(train_args, tmp_path):
+    """Without momentum in the way: a step of AdamW with a large epsilon is proportional to the clipped
+    gradient."""
+    moved = {}
+    for limit in (1e-3, 2e-3, 0):
+        argv = train_args(
+            lora=False, adam_eps=1e3, lr=1e3, lr_schedule="constant", batch_size=30, max_grad_norm=limit,
+            save_dir=tmp_path / f"clip{limit}",
+        )  # fmt: skip
+        run_script(GA, *argv)
+        after, before = weights(tmp_path / f"clip{limit}"), weights(argv[1])
+        moved[limit] = sum(float(((after[n] - before[n]).double() ** 2).sum()) for n in after) ** 0.5
+        norm = jsonl(tmp_path / f"clip{limit}" / "log.jsonl")[0]["grad_norm"]
+    assert norm > 2e-3
+    assert moved[1e-3] == pytest.approx(1e-3, rel=0.1) and moved[2e-3] == pytest.approx(2e-3, rel=0.1)
+    assert moved[0] == pytest.approx(norm, rel=0.1)
+
+
+# ---------------------------------------------------------------- stopping and going on
+def stop_at(patch, step: int) -> None:
+    whole = training.Trainer._step
+
+    def cut(self, phase, forwards, number):
+        if number == step:
+            raise KeyboardInterrupt
+        return whole(self, phase, forwards, number)
+
+    patch.setattr(training.Trainer, "_step", cut)
+
+
+@pytest.mark.parametrize("stop", [6, 7])
+def test_resume_equals_uninterrupted(train_args, tmp_path, stop):
+    """Kept after steps 3 and 6; LoRA dropout on; the second pass over the data is under way."""
+    argv = train_args(num_epochs=2, lora_dropout=0.5, save_steps=3)
+    run_script(GA, *train_args(num_epochs=2, lora_dropout=0.5, save_dir=tmp_path / "whole"))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, stop)
+        run_script(GA, *argv)
+    assert not (tmp_path / "run").exists()
+    state = tmp_path / ".run.partial" / "state"
+    assert json.loads((state / "progress.json").read_text())["step"] == 3 * ((stop - 1) // 3)
+    run_script(GA, *argv, "--resume", True)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+    strip = lambda name: [
+        {k: v for k, v in line.items() if k != "seconds"} for line in jsonl(tmp_path / name / "log.jsonl")
+    ]
+    assert strip("whole") == strip("run")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "whole"]
+
+
+def test_resume_of_a_masked_run(train_args, masks, tmp_path):
+    """Two phases with streams of their own, all weights, a mask, momentum of both kinds of step."""
+    argv = train_args(batch_size=16, save_steps=2, grad_mask_path=masks("llava") / "mllmu_both_mask.pt")
+    plain = train_args(batch_size=16, save_dir=tmp_path / "whole", grad_mask_path=argv[-1])
+    run_script("MLLMU_manifold.py", *plain)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, 6)
+        run_script("MLLMU_manifold.py", *argv)
+    run_script("MLLMU_manifold.py", *argv, "--resume")
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
+def test_resume_without_a_state_is_refused(train_args, capsys):
+    with pytest.raises(SystemExit) as end:
+        run_script(GA, *train_args(), "--resume")
+    assert end.value.code == 2 and "--resume: no kept state" in capsys.readouterr().err
+
+
+def test_a_fresh_start_forgets_the_old_state(train_args, tmp_path):
+    argv = train_args(save_steps=1)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, 3)
+        run_script(GA, *argv)
+    run_script(GA, *argv)
+    assert [line["step"] for line in jsonl(tmp_path / "run" / "log.jsonl")] == [1, 2, 3, 4]
+
+
+# ---------------------------------------------------------------- divergence
+def diverge(patch, step: int) -> list[str]:
+    """The loss of that step becomes infinite; the ids of its batch are added to the list that is returned."""
+    whole, seen = training.Trainer._step, []
+
+    def broken(self, phase, forwards, number):
+        if number == step:
+            loss = phase.loss
+            phase = SimpleNamespace(
+                name=phase.name, mask=phase.mask, loss=lambda m, b: loss(m, b) * float("inf")
+            )
+            seen.extend(i for batch, _ in forwards for i in batch.ids)
+        return whole(self, phase, forwards, number)
+
+    patch.setattr(training.Trainer, "_step", broken)
+    return seen
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_a_loss_that_is_not_finite_stops_the_run(train_args, tmp_path, capsys, keep, monkeypatch):
+    seen = diverge(monkeypatch, 3)
+    with pytest.raises(SystemExit) as end:
+        run_script(GA, *train_args(save_steps=keep))
+    assert end.value.code == 3
+    said = capsys.readouterr().err
+    assert "step 3" in said and len(seen) >= 6 and all(i in said for i in seen)
+    assert not (tmp_path / "run").exists()
+    kept = tmp_path / ".run.partial" / "state" / "progress.json"
+    assert kept.is_file() == bool(keep)
+    assert ("--resume" in said) == bool(keep)
+    monkeypatch.undo()
+    if keep:
+        run_script(GA, *train_args(save_steps=keep), "--resume")
+        assert len(jsonl(tmp_path / "run" / "log.jsonl")) == 4
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(train_args, tmp_path, capsys, monkeypatch):
+    whole = training.Trainer._step
+
+    class Overflow(torch.autograd.Function):
+        forward = staticmethod(lambda ctx, x: x.clone())
+        backward = staticmethod(lambda ctx, g: g * float("nan"))
+
+    def broken(self, phase, forwards, number):
+        phase = SimpleNamespace(
+            name=phase.name, mask=None, loss=lambda m, b, f=phase.loss: Overflow.apply(f(m, b))
+        )
+        return whole(self, phase, forwards, number)
+
+    monkeypatch.setattr(training.Trainer, "_step", broken)
+    with pytest.raises(SystemExit) as end:
+        run_script(GA, *train_args())
+    assert end.value.code == 3 and "step 1" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_learning_rate_that_destroys_the_model_stops_the_run(train_args, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        run_script(GA, *train_args(lr=1e38, lora=False, lr_schedule="constant"))
+    assert end.value.code == 3 and "step 2" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------- the folder
+def refused(argv, capsys) -> str:
+    with pytest.raises(SystemExit) as end:
+        run_script(GA, *argv)
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_ours_is_refused(train_args, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    assert "--save_dir" in refused(train_args(), capsys)
+    assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_file_and_the_model_itself_are_refused(train_args, tmp_path, capsys, tiny, nano):
+    (tmp_path / "run").write_text("a file")
+    assert "--save_dir" in refused(train_args(), capsys)
+    assert "--model_id" in refused(train_args(save_dir=tiny["llava"]), capsys)
+    assert "--save_dir" in refused(train_args(save_dir=nano / "MLLMMU-Bench"), capsys)
+
+
+def test_an_earlier_run_is_replaced_as_a_whole(train_args, tmp_path):
+    run_script(GA, *train_args(lr=1e-2))
+    first = weights(tmp_path / "run")
+    (tmp_path / "run" / "old_result.txt").write_text("of the earlier model")
+    run_script(GA, *train_args(lr=1e-2, seed=1))
+    assert not (tmp_path / "run" / "old_result.txt").exists()
+    assert not equal(first, weights(tmp_path / "run"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+
+def test_a_run_that_fails_leaves_the_earlier_one(train_args, tmp_path):
+    run_script(GA, *train_args())
+    before = weights(tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, 2)
+        run_script(GA, *train_args(seed=3))
+    assert equal(before, weights(tmp_path / "run"))
+
+
+def test_publish(tmp_path):
+    for name, text in (("run", "old"), ("new", "new")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text(text)
+    checkpoint.publish(tmp_path / "new", tmp_path / "run")
+    assert (tmp_path / "run" / "x").read_text() == "new" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_vanilla_model_may_lack_a_processor(train_args, tmp_path, tiny):
+    """--vanilla_dir is what is trained; --model_id lends its processor."""
+    import shutil
+
+    vanilla = tmp_path / "vanilla"
+    vanilla.mkdir()
+    for name in ("config.json", "model.safetensors", "generation_config.json"):
+        shutil.copy(tiny["other_llava"] / name, vanilla / name)
+    run_script(GA, *train_args(vanilla_dir=vanilla, lora_parts="language", lr=1e-6))
+    after, other = weights(tmp_path / "run"), weights(tiny["other_llava"])
+    untouched = "model.language_model.embed_tokens.weight"
+    assert torch.equal(after[untouched], other[untouched])
+    assert (tmp_path / "run" / "tokenizer.json").is_file()

@@ -1,0 +1,78 @@
+"""What a frozen model says about the training answers, computed once, so that it need not stay in memory.
+
+Both classes load the model, go once over the samples, and let go of it before training begins. What they keep
+is small: a number per sample, or a hidden state per answer token (1/8 of the logits of a 7B LLaVA) and the
+model's head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from tqdm import tqdm
+
+from utils import models
+from utils.collate import Batch, Collator, by_modality
+from utils.data import Sample
+from utils.losses import label_states, sequence_log_prob
+
+
+class SequenceLogProbs:
+    """log p(answer | prompt) of every sample under the model `name`, in fp32, kept by sample id."""
+
+    def __init__(self, args, name: str, samples: list[Sample]):
+        self.by_id: dict[str, torch.Tensor] = {}
+
+        def keep(model, batch: Batch) -> None:
+            self.by_id.update(zip(batch.ids, sequence_log_prob(model, batch).cpu()))
+
+        _go_over(args, name, samples, keep)
+
+    def of(self, batch: Batch) -> torch.Tensor:
+        """(B,), on the device of the batch."""
+        return torch.stack([self.by_id[i] for i in batch.ids]).to(batch.labels.device)
+
+
+class AnswerStates:
+    """The distribution of the model `name` at every labelled token, kept as last hidden states and the head.
+
+    States stay in the model's precision on the CPU, (n_i, H) per sample, so that the head gives the very
+    logits.
+    """
+
+    def __init__(self, args, name: str, samples: list[Sample]):
+        self.by_id: dict[str, torch.Tensor] = {}
+        self.head: torch.nn.Module | None = None
+
+        def keep(model, batch: Batch) -> None:
+            self.head = model.get_output_embeddings()
+            states, rows = label_states(model, batch)  # (N, H), (N,)
+            for row, sample_id in enumerate(batch.ids):
+                self.by_id[sample_id] = states[rows == row].cpu()
+
+        _go_over(args, name, samples, keep)
+
+    @torch.no_grad()
+    def log_probs(self, batch: Batch) -> torch.Tensor:
+        """(N, V) in fp32, in the order of utils.losses.label_logits."""
+        device = batch.labels.device
+        states = torch.cat([self.by_id[i] for i in batch.ids]).to(device)
+        return self.head.to(device)(states).float().log_softmax(dim=-1)
+
+
+@torch.no_grad()
+def _go_over(args, name: str, samples: list[Sample], keep: Callable) -> None:
+    """Call keep(model, batch) on all samples, the model in eval mode and without an adapter."""
+    from accelerate import PartialState
+
+    state = PartialState()
+    processor = models.load_processor(name, args.model_id)
+    model = models.load_model(name, args.dtype, args.attn).eval().to(state.device)
+    collate = Collator(processor, models.family_of(model), args.ans_only)
+    size = args.batch_size
+    batches = [group[i : i + size] for group in by_modality(samples) for i in range(0, len(group), size)]
+    for some in tqdm(
+        batches, desc="reference", unit="batch", disable=not state.is_main_process, mininterval=1.0
+    ):
+        keep(model, collate(some).to(state.device))
