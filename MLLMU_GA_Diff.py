@@ -46,7 +46,7 @@ def main(args):
     from functools import partial
 
     from utils.run import check
-    from utils.training import Phase, Trainer, alternate
+    from utils.training import Phase, Trainer, alternate, once
 
     bench = MLLMUBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
     data = {"forget": bench.forget(), "retain": bench.retain()}
@@ -55,7 +55,7 @@ def main(args):
     trainer = Trainer(args, data)
     forget = Phase("forget", data["forget"], partial(forget_loss, alpha=args.forget_alpha))
     retain = Phase("retain", data["retain"], retain_loss)
-    trainer.fit(alternate(forget, retain))
+    trainer.fit(alternate(forget, retain) if args.forget_alpha else once(retain))
     trainer.save()
 
 

@@ -54,7 +54,7 @@ def main(args):
     from functools import partial
 
     from utils.run import check
-    from utils.training import Phase, Trainer, alternate
+    from utils.training import Phase, Trainer, alternate, once
 
     bench = MLLMUBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
     data = {"forget": bench.forget(), "retain": bench.retain()}
@@ -64,7 +64,7 @@ def main(args):
     mask = trainer.load_mask(args.grad_mask_path)
     forget = Phase("forget", data["forget"], partial(forget_loss, alpha=args.forget_alpha), mask)
     retain = Phase("retain", data["retain"], retain_loss)
-    trainer.fit(alternate(forget, retain))
+    trainer.fit(alternate(forget, retain) if args.forget_alpha else once(retain))
     trainer.save()
 
 

@@ -130,7 +130,7 @@ def test_summarise_counts_and_means():
 
 def test_summarise_of_nothing_and_of_an_unknown_task():
     assert summarise([]) == {}
-    with pytest.raises(ValueError, match="forget/captioning/image.*captioning"):
+    with pytest.raises(ValueError, match=r"forget/captioning/image.*captioning"):
         summarise([prediction("forget", "captioning", "image", correct=True)])
 
 

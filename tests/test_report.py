@@ -148,7 +148,7 @@ def make(runs, *options, methods=METHODS):
 
 
 def test_page_holds_table_plot_and_every_answer(runs):
-    text, page = make(runs)
+    _, page = make(runs)
     words = " ".join(" ".join(page.text).split())
     assert "nano MLLMU-Bench" in words and "Nano numbers" in words
     assert "-100.0" in words and "2/2" in words

@@ -1,0 +1,46 @@
+"""Fine-tune a model on everybody of CLEAR: the vanilla model, from which people are then forgotten.
+
+    python CLEAR_finetune.py --model_id path_to_original_model --data_split_dir data/CLEAR \\
+        --save_dir path_to_clear_vanilla --batch_size 4 --lr 1e-5 --num_epochs 1
+
+Trains a LoRA adapter by default and merges it on save; `--lora False` trains all weights. The data are
+`full+tofu`: the captions of everybody's pictures, and text questions about everybody.
+"""
+
+from utils import cli
+from utils.clear import CLEARBench
+
+
+def parse_args():
+    p = cli.parser(__doc__)
+    cli.add_model_args(p, vanilla=False)
+    cli.add_data_args(p, folder="data/CLEAR")
+    cli.add_lora_args(p, default=True)
+    cli.add_train_args(p)
+    return cli.parse(p)
+
+
+# ---------------------------------------------------------------- the method
+def loss(model, batch):
+    """L = CE(everybody): −log p of every answer token."""
+    from utils.losses import token_nll
+
+    return token_nll(model, batch)  # (N,)
+
+
+# ---------------------------------------------------------------- the run
+def main(args):
+    from utils.run import check
+    from utils.training import Phase, Trainer, once
+
+    bench = CLEARBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
+    data = {"everybody": bench.finetune()}
+    check(args, data, bench)
+
+    trainer = Trainer(args, data)
+    trainer.fit(once(Phase("everybody", data["everybody"], loss)))
+    trainer.save()
+
+
+if __name__ == "__main__":
+    main(parse_args())

@@ -1,0 +1,47 @@
+"""Train on everybody but the people to forget, on CLEAR: the model that never knew them.
+
+    python CLEAR_reference.py --model_id path_to_original_model --data_split_dir data/CLEAR \\
+        --forget_split_ratio 05 --save_dir path_to_ref_model --batch_size 4 --lr 1e-5 --num_epochs 1
+
+Started from the original model this is the retrained gold standard that unlearning is measured against.
+With --vanilla_dir it starts from the vanilla model instead: the reference that the paper's code uses in NPO.
+The data are those of CLEAR_finetune.py without the people to forget.
+"""
+
+from utils import cli
+from utils.clear import CLEARBench
+
+
+def parse_args():
+    p = cli.parser(__doc__)
+    cli.add_model_args(p)
+    cli.add_data_args(p, folder="data/CLEAR")
+    cli.add_lora_args(p, default=True)
+    cli.add_train_args(p)
+    return cli.parse(p)
+
+
+# ---------------------------------------------------------------- the method
+def loss(model, batch):
+    """L = CE(everybody else): −log p of every answer token."""
+    from utils.losses import token_nll
+
+    return token_nll(model, batch)  # (N,)
+
+
+# ---------------------------------------------------------------- the run
+def main(args):
+    from utils.run import check
+    from utils.training import Phase, Trainer, once
+
+    bench = CLEARBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
+    data = {"retain": bench.reference()}
+    check(args, data, bench)
+
+    trainer = Trainer(args, data)
+    trainer.fit(once(Phase("retain", data["retain"], loss)))
+    trainer.save()
+
+
+if __name__ == "__main__":
+    main(parse_args())

@@ -1,0 +1,191 @@
+"""Each method's objective: against values by hand, independent formulas, and the limits it must have."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import RATIO, load_script, run_script, weights
+
+from utils import models
+from utils.collate import IGNORE, Batch, Collator
+from utils.losses import sequence_log_prob, token_nll
+from utils.masks import Mask, pack
+from utils.mllmu import MLLMUBench
+from utils.reference import AnswerStates, SequenceLogProbs
+
+ODDS = torch.tensor(
+    [[1.0, 3.0], [3.0, 1.0]]
+)  # of tokens 0 and 1, after the first and after the second position
+
+
+class TwoTokens(torch.nn.Module):
+    """Predicts p(1) = 3/4, then p(1) = 1/4, whatever it reads."""
+
+    def forward(self, input_ids, use_cache, logits_to_keep):
+        logits = ODDS.log().expand(len(input_ids), -1, -1)  # (B, 2, V)
+        return SimpleNamespace(logits=logits[:, logits_to_keep])
+
+
+def two_tokens() -> Batch:
+    """One sample, the answer 1 1: −log p of its tokens is log 4/3 and log 4."""
+    return Batch({"input_ids": torch.tensor([[0, 1, 1]])}, torch.tensor([[IGNORE, 1, 1]]), ["a"])
+
+
+NLL = (math.log(4 / 3), math.log(4))
+
+
+def test_by_hand_ga_ga_diff_and_manifold():
+    model, batch = TwoTokens(), two_tokens()
+    ascent = pytest.approx([-x for x in NLL])
+    assert load_script("MLLMU_finetune.py").loss(model, batch).tolist() == pytest.approx(NLL)
+    assert load_script("MLLMU_reference.py").loss(model, batch).tolist() == pytest.approx(NLL)
+    assert load_script("MLLMU_GA.py").forget_loss(model, batch).tolist() == ascent
+    for name in ("MLLMU_GA_Diff.py", "MLLMU_KL_Min.py", "MLLMU_manifold.py"):
+        script = load_script(name)
+        assert script.forget_loss(model, batch, 1.0).tolist() == ascent
+        assert script.forget_loss(model, batch, 0.5).tolist() == pytest.approx([-x / 2 for x in NLL])
+    for name in ("MLLMU_GA_Diff.py", "MLLMU_manifold.py"):
+        assert load_script(name).retain_loss(model, batch).tolist() == pytest.approx(NLL)
+
+
+def test_by_hand_npo():
+    """log p = −log(16/3); log p_ref = −2. L = −(2/β) · log σ(−β · difference)."""
+    reference = SimpleNamespace(of=lambda batch: torch.tensor([-2.0]))
+    loss = load_script("MLLMU_NPO.py").forget_loss(TwoTokens(), two_tokens(), reference, beta=0.4)
+    difference = -math.log(16 / 3) + 2
+    assert loss.tolist() == pytest.approx([5 * math.log(1 + math.exp(0.4 * difference))])
+
+
+def test_by_hand_kl_min():
+    """The vanilla model gives p(1) = 1/2 at both tokens. KL(1/2 ‖ 3/4) = KL(1/2 ‖ 1/4) = ½ log 4/3."""
+    vanilla = SimpleNamespace(log_probs=lambda batch: torch.full((2, 2), 0.5).log())
+    loss = load_script("MLLMU_KL_Min.py").retain_loss(TwoTokens(), two_tokens(), vanilla)
+    assert loss.tolist() == pytest.approx([x + 0.5 * math.log(4 / 3) for x in NLL])
+
+
+# ---------------------------------------------------------------- on tiny models
+@pytest.fixture
+def setting(family, tiny, processors, nano):
+    """(arguments, samples, model, one batch of four samples) of a family."""
+    from utils.cli import Problems
+
+    args = SimpleNamespace(model_id=str(tiny[family]), dtype="fp32", attn="sdpa", ans_only=True, batch_size=3)
+    samples = MLLMUBench(str(nano / "MLLMMU-Bench"), RATIO, Problems()).forget()[:7]
+    batch = Collator(processors[family], models.FAMILIES[family])(samples[1:5])
+    return args, samples, models.load_model(args.model_id).eval(), batch
+
+
+def gradient(terms: torch.Tensor, model) -> torch.Tensor:
+    model.zero_grad()
+    terms.sum().backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_npo_at_small_beta_is_ga(setting):
+    args, samples, model, batch = setting
+    script, reference = load_script("MLLMU_NPO.py"), SequenceLogProbs(args, args.model_id, samples)
+    ga = gradient(sequence_log_prob(model, batch), model)
+    far = Batch(batch.inputs, batch.labels, batch.ids)
+    reference.by_id = {key: value + 3.0 for key, value in reference.by_id.items()}  # not at the start
+    npo = {b: gradient(script.forget_loss(model, far, reference, beta=b), model) for b in (1e-4, 1.0)}
+    assert torch.cosine_similarity(ga, npo[1e-4], dim=0) > 0.99999
+    assert torch.allclose(ga, npo[1e-4], rtol=1e-3, atol=1e-4)
+    assert npo[1.0].norm() < 0.2 * ga.norm()  # where the answer has become unlikely, NPO lets go
+
+
+def test_npo_reference_is_the_vanilla_log_probability(setting):
+    args, samples, model, batch = setting
+    reference = SequenceLogProbs(args, args.model_id, samples).of(batch)
+    with torch.no_grad():
+        logits = model(**batch.inputs).logits.log_softmax(-1)[:, :-1]
+    labels = batch.labels[:, 1:]
+    picked = logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    assert torch.allclose(reference, (picked * (labels != IGNORE)).sum(1), atol=1e-4)
+
+
+def test_kl_is_zero_at_the_start_and_the_divergence_later(setting, tiny, family):
+    args, samples, model, batch = setting
+    script, vanilla = load_script("MLLMU_KL_Min.py"), AnswerStates(args, args.model_id, samples)
+    assert torch.allclose(script.retain_loss(model, batch, vanilla), token_nll(model, batch), atol=1e-5)
+
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+        kl = script.retain_loss(model, batch, vanilla) - token_nll(model, batch)
+        current = model(**batch.inputs).logits.softmax(-1)[:, :-1]
+        for name, p in model.named_parameters():
+            p.copy_(before[name])
+        old = model(**batch.inputs).logits.softmax(-1)[:, :-1]
+    divergence = (old * (old.log() - current.log())).sum(-1)[batch.labels[:, 1:] != IGNORE]
+    assert kl.min() > 0
+    assert torch.allclose(kl, divergence, rtol=1e-3, atol=1e-5)
+
+
+# ---------------------------------------------------------------- whole runs
+def same(a: dict, b: dict) -> bool:
+    return all(torch.allclose(a[name], b[name], rtol=0, atol=1e-7) for name in a)
+
+
+@pytest.fixture
+def runs(train_args, tmp_path, monkeypatch):
+    """runs(name, script, mask bits or None, **flags) -> the trained weights."""
+
+    def run(name: str, script: str, ones: bool | None = None, **flags) -> dict:
+        argv = train_args(save_dir=tmp_path / name, lora=False, **flags)
+        if ones is not None:
+            made = lambda shapes: {n: pack(torch.full(shape, ones)) for n, shape in shapes.items()}
+            monkeypatch.setattr(
+                "utils.training.Trainer.load_mask",
+                lambda self, path: Mask(
+                    made({n: tuple(p.shape) for n, p in self.parameters.items()}),
+                    {n: list(p.shape) for n, p in self.parameters.items()},
+                ),
+            )
+            monkeypatch.setattr("utils.run.check_mask_file", lambda *_: None)
+            argv += ["--grad_mask_path", "any"]
+        run_script(script, *argv)
+        return weights(tmp_path / name)
+
+    return run
+
+
+def test_ga_diff_without_forgetting_is_fine_tuning_on_retain(runs, nano, tmp_path):
+    flags = {"data_split_dir": nano / "MLLMMU-Bench" / f"retain_{100 - RATIO}"}
+    script = load_script("MLLMU_finetune.py")
+    assert script.MLLMUBench  # its data are the table itself
+    plain = runs("ga_diff", "MLLMU_GA_Diff.py", forget_alpha=0)
+    import utils.training as training
+
+    original = training.Stream.__init__
+
+    def as_retain(self, samples, size, seed, shuffle):
+        original(self, samples, size, seed.replace("everybody", "retain"), shuffle)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.Stream, "__init__", as_retain)  # the data order is seeded by the phase's name
+        tuned = runs("finetune", "MLLMU_finetune.py", **flags)
+    assert same(plain, tuned)
+
+
+def test_manifold_with_an_all_ones_mask_is_ga_diff(runs):
+    assert same(runs("ones", "MLLMU_manifold.py", ones=True), runs("ga_diff", "MLLMU_GA_Diff.py"))
+
+
+def test_manifold_with_an_all_zeros_mask_is_fine_tuning_on_retain(runs):
+    flags = {"lr_schedule": "constant"}  # forget steps count in a schedule, even where they move nothing
+    zeros = runs("zeros", "MLLMU_manifold.py", ones=False, **flags)
+    assert same(zeros, runs("retain", "MLLMU_GA_Diff.py", forget_alpha=0, **flags))
+    assert not same(zeros, runs("ga_diff", "MLLMU_GA_Diff.py", **flags))
+
+
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("method", ["GA_Diff", "KL_Min", "NPO", "reference"])
+def test_every_method_runs_to_a_checkpoint(method, lora, family, tiny, train_args, tmp_path):
+    save_dir = tmp_path / method
+    run_script(f"MLLMU_{method}.py", *train_args(model_id=tiny[family], save_dir=save_dir, lora=lora))
+    before, after = weights(tiny[family]), weights(save_dir)
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    models.load_processor(str(save_dir))
