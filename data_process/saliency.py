@@ -12,9 +12,9 @@ underflow.
 from __future__ import annotations
 
 import math
-import re
 import shutil
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ import torch
 from tqdm import tqdm
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from data_process.coverage import coverage, heat_map, print_coverage
 from utils import checkpoint, models, run
 from utils.collate import Collator, by_modality
 from utils.data import Sample
@@ -142,6 +143,21 @@ def ratio_mask(
     return ((f + EPS) / (p + EPS) >= threshold) & ((f > 0) | (p > 0))
 
 
+def ablation_mask(kind: str, forget: torch.Tensor, like: torch.Tensor, seed: str) -> torch.Tensor:
+    """A mask of the same sparsity as `like`, parameter by parameter, that does not look at the preserve set.
+
+    topk: where the forget set's squared gradients are largest; random: anywhere, by the seed. What
+    MMUnlearner's ratio is worth shows against these.
+    """
+    mask, number = torch.zeros(like.numel(), dtype=torch.bool), int(like.sum())
+    if kind == "topk":
+        mask[forget.flatten().topk(number).indices.cpu()] = True
+    else:
+        generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
+        mask[torch.randperm(like.numel(), generator=generator)[:number]] = True
+    return mask.view(like.shape)
+
+
 # ---------------------------------------------------------------- the command, the same for every benchmark
 def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
     """Load the vanilla model, run the passes, write `<prefix>_{language,vision,both}_mask.pt` and
@@ -212,8 +228,10 @@ def write_masks(
             about | {"part": part, "salient": {n: salient[n] for n in names}},
         )
         mask.save(partial_dir / f"{prefix}_{part}_mask.pt")
-    report = coverage(salient, {n: m.numel() for n, m in masks.items()}, part_of)
+    sizes = {n: m.numel() for n, m in masks.items()}
+    report = coverage(salient, sizes, part_of)
     checkpoint.write_json(partial_dir / "coverage.json", report)
+    heat_map(salient, sizes, part_of, partial_dir / "coverage.png")
     checkpoint.write_json(partial_dir / "run.json", manifest)
     checkpoint.publish(partial_dir, save_dir)
     print_coverage(report)
@@ -221,31 +239,3 @@ def write_masks(
         f"saved {save_dir}: "
         + ", ".join(f"{prefix}_{part}_mask.pt" for part in ("language", "vision", "both"))
     )
-
-
-def coverage(
-    salient: dict[str, int], sizes: dict[str, int], part_of: dict[str, str]
-) -> dict[str, dict[str, dict]]:
-    """{part: {group: {"salient", "weights", "share"}}}; a group is a numbered layer, or a module outside the
-    layers."""
-    report: dict[str, dict[str, dict]] = {}
-    for name, size in sizes.items():
-        layer = re.match(r"(.*?\.(?:layers|blocks|global_layers)\.\d+)\.", name)
-        group = (layer.group(1) if layer else name.rpartition(".")[0]).removeprefix("model.")
-        for key in (group, "all"):
-            entry = report.setdefault(part_of[name], {}).setdefault(key, {"salient": 0, "weights": 0})
-            entry["salient"] += salient[name]
-            entry["weights"] += size
-    for groups in report.values():
-        for entry in groups.values():
-            entry["share"] = round(entry["salient"] / entry["weights"], 6)
-    return report
-
-
-def print_coverage(report: dict[str, dict[str, dict]]) -> None:
-    print(f"\n{'salient weights':44} {'salient':>14} {'of':>14} {'share':>8}")
-    for part, groups in report.items():
-        for group, entry in sorted(groups.items(), key=lambda item: item[0] != "all"):
-            label = f"{part}" if group == "all" else f"  {group}"
-            print(f"{label:44} {entry['salient']:14,} {entry['weights']:14,} {100 * entry['share']:7.2f}%")
-    print()

@@ -1,4 +1,4 @@
-"""MLLMU_X.py and CLEAR_X.py are twins: the same program but for the lines that say which benchmark is read."""
+"""MLLMU_X.py and CLEAR_X.py are twins: one program but for the lines that say which benchmark is read."""
 
 import ast
 from pathlib import Path

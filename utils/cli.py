@@ -265,9 +265,9 @@ def add_forget_args(p: argparse.ArgumentParser) -> None:
     """--forget_alpha, of the methods that alternate."""
     p.add_argument(
         "--forget_alpha",
-        type=number(float, 0, above=True),
+        type=number(float, 0),
         default=1.0,
-        help="weight α of the forgetting loss; default 1",
+        help="weight α of the forgetting loss; default 1; 0: no forget steps, only retain steps",
     )
 
 
@@ -287,6 +287,12 @@ def add_mask_args(p: argparse.ArgumentParser) -> None:
         type=number(float, 0, above=True),
         default=1.0,
         help="salient where the ratio reaches it; default 1",
+    )
+    g.add_argument(
+        "--mask_kind",
+        type=choice("saliency", "topk", "random"),
+        default="saliency",
+        help="saliency (default); ablations of equal sparsity: topk of the forget gradients, or random",
     )
     g.add_argument(
         "--fisher_device",

@@ -75,7 +75,7 @@ def check_mask_file(args, model_name: str | None) -> None:
         if made_for and made_for != model_fingerprint(Path(model_name)):
             raise MaskError(
                 f"it was made for other weights ({mask.about['model']['name']}) than {model_name};"
-                " run data_process/MLLMU_gen_mask.py on this model"
+                " run data_process/MLLMU_gen_mask.py or CLEAR_gen_mask.py on this model"
             )
     except MaskError as why:
         args.problems.add(f"--grad_mask_path: {why}")
