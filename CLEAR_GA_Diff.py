@@ -23,6 +23,7 @@ def parse_args():
     cli.add_lora_args(p, default=True)
     cli.add_train_args(p)
     cli.add_forget_args(p)
+    cli.add_released_train_args(p)
     return cli.parse(p)
 
 

@@ -30,6 +30,7 @@ def parse_args():
         default=0.4,
         help="inverse temperature β; default 0.4",
     )
+    cli.add_released_train_args(p, "npo_loss")
     return cli.parse(p)
 
 
@@ -47,6 +48,18 @@ def forget_loss(model, batch, reference, beta: float):
     return -2 / beta * F.logsigmoid(-beta * log_ratio)  # (B,)
 
 
+def token_mean_loss(model, batch, reference, beta: float):
+    """As released: one term per batch, log p being the mean over all its answer tokens."""
+    import torch.nn.functional as F
+
+    from utils.collate import IGNORE
+    from utils.losses import sequence_log_prob
+
+    tokens = (batch.labels[:, 1:] != IGNORE).sum()
+    log_ratio = (sequence_log_prob(model, batch) - reference.of(batch)).sum() / tokens
+    return -2 / beta * F.logsigmoid(-beta * log_ratio)[None]  # (1,)
+
+
 # ---------------------------------------------------------------- the run
 def main(args):
     from functools import partial
@@ -62,10 +75,9 @@ def main(args):
 
     oracle = args.oracle_model_id or args.vanilla_dir or args.model_id
     reference = SequenceLogProbs(args, oracle, data["forget"])
+    loss = {"sequence": forget_loss, "token_mean": token_mean_loss}[args.npo_loss]
     trainer = Trainer(args, data)
-    trainer.fit(
-        once(Phase("forget", data["forget"], partial(forget_loss, reference=reference, beta=args.npo_beta)))
-    )
+    trainer.fit(once(Phase("forget", data["forget"], partial(loss, reference=reference, beta=args.npo_beta))))
     trainer.save()
 
 

@@ -17,6 +17,7 @@ def parse_args():
     cli.add_data_args(p, folder="data/CLEAR")
     cli.add_lora_args(p, default=True)
     cli.add_train_args(p)
+    cli.add_released_train_args(p, "text_questions")
     return cli.parse(p)
 
 
@@ -30,11 +31,12 @@ def loss(model, batch):
 
 # ---------------------------------------------------------------- the run
 def main(args):
+    from utils.data import repeat_text
     from utils.run import check
     from utils.training import Phase, Trainer, once
 
     bench = CLEARBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
-    data = {"everybody": bench.finetune()}
+    data = {"everybody": repeat_text(bench.finetune(), args.text_questions)}
     check(args, data, bench)
 
     trainer = Trainer(args, data)

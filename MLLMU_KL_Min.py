@@ -23,6 +23,7 @@ def parse_args():
     cli.add_lora_args(p, default=True)
     cli.add_train_args(p)
     cli.add_forget_args(p)
+    cli.add_released_train_args(p, "kl_positions")
     return cli.parse(p)
 
 
@@ -50,6 +51,21 @@ def retain_loss(model, batch, vanilla):
     return ce + kl  # (N,)
 
 
+def retain_loss_everywhere(model, batch, vanilla):
+    """As released: KL at every position, padding and pictures included, summed over each sample's.
+
+    vanilla: utils.reference.FrozenModel, which gives the vanilla model's log-probabilities (B, T, V).
+    """
+    import torch.nn.functional as F
+
+    from utils.collate import IGNORE
+
+    log_p = model(**batch.inputs, use_cache=False).logits.float().log_softmax(dim=-1)  # (B, T, V)
+    targets = batch.labels[:, 1:]
+    ce = F.nll_loss(log_p[:, :-1][targets != IGNORE], targets[targets != IGNORE], reduction="none")
+    return ce + F.kl_div(log_p, vanilla.log_probs(batch), log_target=True, reduction="batchmean")  # (N,)
+
+
 # ---------------------------------------------------------------- the run
 def main(args):
     from functools import partial
@@ -61,12 +77,15 @@ def main(args):
     data = {"forget": bench.forget(), "retain": bench.retain()}
     check(args, data, bench)
 
-    from utils.reference import AnswerStates
+    from utils.reference import AnswerStates, FrozenModel
 
-    vanilla = AnswerStates(args, args.vanilla_dir or args.model_id, data["retain"])
+    known, loss = {"answer": (AnswerStates, retain_loss), "all": (FrozenModel, retain_loss_everywhere)}[
+        args.kl_positions
+    ]
+    vanilla = known(args, args.vanilla_dir or args.model_id, data["retain"])
     trainer = Trainer(args, data)
     forget = Phase("forget", data["forget"], partial(forget_loss, alpha=args.forget_alpha))
-    retain = Phase("retain", data["retain"], partial(retain_loss, vanilla=vanilla))
+    retain = Phase("retain", data["retain"], partial(loss, vanilla=vanilla))
     trainer.fit(alternate(forget, retain) if args.forget_alpha else once(retain))
     trainer.save()
 

@@ -31,6 +31,7 @@ def parse_args():
     p.add_argument(
         "--grad_mask_path", required=True, help="mask file: which weights a forget step may change"
     )
+    cli.add_released_train_args(p, "clip", "clip_steps", "mask_names", "unlisted", "masked_weights")
     return cli.parse(p)
 
 
@@ -63,7 +64,7 @@ def main(args):
     trainer = Trainer(args, data)
     mask = trainer.load_mask(args.grad_mask_path)
     forget = Phase("forget", data["forget"], partial(forget_loss, alpha=args.forget_alpha), mask)
-    retain = Phase("retain", data["retain"], retain_loss)
+    retain = Phase("retain", data["retain"], retain_loss, clip=args.clip_steps == "all")
     trainer.fit(alternate(forget, retain) if args.forget_alpha else once(retain))
     trainer.save()
 

@@ -18,6 +18,7 @@ def parse_args():
     cli.add_data_args(p, folder="data/MLLMMU-Bench")
     cli.add_lora_args(p, default=True)
     cli.add_train_args(p)
+    cli.add_released_train_args(p)
     return cli.parse(p)
 
 

@@ -1,25 +1,40 @@
 #!/usr/bin/env bash
-# The paper's claim on a laptop, from nothing, in minutes: bash demo.sh
+# The paper's claim on a laptop, from nothing, in minutes: bash demo.sh [mllmu|clear]
 #
-# Makes a nano benchmark of invented people, trains a tiny LLaVA on them (the vanilla model), forgets a tenth of them with GA and with
-# MMUnlearner, evaluates the three, and shows the table, the trade-off plot and a page with portraits and answers before and after.
-# Everything lies under runs/nano/; a second run skips what is done. Learning rates: see docs/methods.md, "The nano benchmark".
+# Makes a nano benchmark of invented people, trains a tiny LLaVA on them (the vanilla model), forgets a tenth of them with every method,
+# retrains without them (the gold standard), evaluates all, and shows the table, the trade-off plot and a page with portraits
+# and answers before and after. Everything lies under runs/nano/ (clear: runs/nano_clear/); a second run skips what is done.
+# Where the learning rates come from: docs/methods.md, "The nano benchmark".
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source utils/environment.sh
-nano=runs/nano
-data=$nano/data/MLLMU-Bench
-original=$nano/data/untrained
-train=(--seed 42 --lora False)
 
-# run OUTPUT INPUT... -- COMMAND: runs the command unless OUTPUT is there and newer than every INPUT
-run() {
-    local output=$1 input stale=0
+bench=${1:-mllmu}
+made=runs/nano/data
+original=$made/untrained
+train=(--seed 42 --lora False)
+case $bench in
+    mllmu)
+        nano=runs/nano prefix=MLLMU data=$made/MLLMU-Bench splits=$made/MLLMMU-Bench
+        learn=(--batch_size 32 --lr 1e-3 --num_epochs 8 --warmup_ratio 0.05)
+        ;;
+    clear)
+        nano=runs/nano_clear prefix=CLEAR data=$made/CLEAR splits=$made/CLEAR
+        learn=(--batch_size 32 --lr 1e-3 --num_epochs 8 --warmup_ratio 0.05)
+        ;;
+    *)
+        echo "error: '$bench' is neither mllmu nor clear" >&2
+        exit 2
+        ;;
+esac
+
+# make OUTPUT INPUT... -- COMMAND: run the command unless OUTPUT is there and no INPUT is newer
+make() {
+    local output=$1 stale=0
     shift
     [ -e "$output" ] || stale=1
     while [ "$1" != -- ]; do
-        input=$1
-        if [ "$input" -nt "$output" ]; then stale=1; fi
+        if [ "$1" -nt "$output" ]; then stale=1; fi
         shift
     done
     shift
@@ -31,32 +46,49 @@ run() {
     fi
 }
 
+# method NAME FLAG...: unlearn with the method's script, starting from the vanilla model
+method() {
+    local name=$1
+    shift
+    make "$nano/$name/run.json" "$nano/vanilla/run.json" -- "$PYTHON" "${prefix}_$name.py" "${forget[@]}" \
+        --save_dir "$nano/$name" --batch_size 4 "${train[@]}" "$@"
+}
+
 evaluate() {
-    run "$nano/$1/zero_shot/forget10/results.json" "$nano/$1/run.json" -- \
-        bash MLLMU_eval.sh 10 0 1 2 3 "$nano/$1" "$original" zero_shot --data_split_dir "$data" --mcq likelihood --batch_size 64
+    local flags=(zero_shot --data_split_dir "$data" --mcq likelihood --batch_size 64) gpus=(0 1 2 3)
+    local model=$nano/$1 result=$nano/$1/zero_shot/forget10/results.json
+    if [ "$bench" = mllmu ]; then
+        make "$result" "$model/run.json" -- bash MLLMU_eval.sh 10 "${gpus[@]}" "$model" "$original" "${flags[@]}"
+    else
+        make "$result" "$model/run.json" -- bash CLEAR_eval.sh 10 90 "$model" "$original" "${gpus[@]}" "${flags[@]:1}"
+    fi
 }
 
 echo "== 1. The nano benchmark: invented people, drawn portraits, and a tiny LLaVA with random weights"
-run "$nano/data/run.json" -- "$PYTHON" data_process/make_nano.py --save_dir "$nano/data"
+make "$made/run.json" -- "$PYTHON" data_process/make_nano.py --save_dir "$made"
 
-echo "== 2. The vanilla model learns everybody: pictures with questions, and questions in text"
-run "$nano/vanilla/run.json" "$nano/data/run.json" -- "$PYTHON" MLLMU_finetune.py --model_id "$original" \
-    --data_split_dir "$data" --save_dir "$nano/vanilla" --batch_size 32 --lr 1e-3 --num_epochs 8 --warmup_ratio 0.05 "${train[@]}"
+echo "== 2. The vanilla model learns everybody; the reference model learns everybody but those to forget"
+make "$nano/vanilla/run.json" "$made/run.json" -- "$PYTHON" "${prefix}_finetune.py" --model_id "$original" \
+    --data_split_dir "$data" --save_dir "$nano/vanilla" "${learn[@]}" "${train[@]}"
+make "$nano/reference/run.json" "$made/run.json" -- "$PYTHON" "${prefix}_reference.py" --model_id "$original" \
+    --data_split_dir "$data" --forget_ratio 10 --save_dir "$nano/reference" "${learn[@]}" "${train[@]}"
 
-echo "== 3. Forgetting a tenth of the people: GA, and MMUnlearner with its saliency mask"
-forget=(--model_id "$original" --vanilla_dir "$nano/vanilla" --data_split_dir "$nano/data/MLLMMU-Bench" --forget_ratio 10)
-run "$nano/GA/run.json" "$nano/vanilla/run.json" -- "$PYTHON" MLLMU_GA.py "${forget[@]}" \
-    --save_dir "$nano/GA" --batch_size 4 --lr 1e-4 "${train[@]}"
-run "$nano/mask/run.json" "$nano/vanilla/run.json" -- "$PYTHON" data_process/MLLMU_gen_mask.py "${forget[@]}" \
+echo "== 3. Forgetting a tenth of the people: four baselines, and MMUnlearner with its saliency mask"
+forget=(--model_id "$original" --vanilla_dir "$nano/vanilla" --data_split_dir "$splits" --forget_ratio 10)
+method GA --lr 1e-4
+method GA_Diff --lr 2e-4
+method KL_Min --lr 2e-4
+method NPO --lr 1e-4
+make "$nano/mask/run.json" "$nano/vanilla/run.json" -- "$PYTHON" "data_process/${prefix}_gen_mask.py" "${forget[@]}" \
     --save_dir "$nano/mask" --batch_size 4
-run "$nano/manifold/run.json" "$nano/mask/run.json" -- "$PYTHON" MLLMU_manifold.py "${forget[@]}" \
-    --grad_mask_path "$nano/mask/mllmu_both_mask.pt" --save_dir "$nano/manifold" --batch_size 4 --lr 3e-4 "${train[@]}"
+method manifold --lr 3e-4 --grad_mask_path "$nano/mask/${prefix,,}_both_mask.pt"
 
 echo "== 4. What each model still knows"
-for method in vanilla GA manifold; do evaluate "$method"; done
+models=(vanilla GA GA_Diff KL_Min NPO manifold reference)
+for name in "${models[@]}"; do evaluate "$name"; done
 
 echo "== 5. The table, the plot and the page"
-results=("$nano/vanilla" "$nano/GA" "$nano/manifold")
+results=("${models[@]/#/$nano/}")
 "$PYTHON" eval/table.py "${results[@]}" --csv "$nano/table.csv" --latex "$nano/table.tex" \
     --markdown "$nano/table.md" --plot "$nano/tradeoff.png"
 "$PYTHON" eval/report.py "${results[@]}" --save_path "$nano/report.html"
@@ -66,6 +98,6 @@ cat <<END
 Open $nano/report.html in a browser: portraits, and each model's answers before and after.
 Next, try the mask of the language part alone:
 
-  $PYTHON MLLMU_manifold.py ${forget[*]} \\
-      --grad_mask_path $nano/mask/mllmu_language_mask.pt --save_dir $nano/manifold_language --batch_size 4 --lr 2e-4 --num_epochs 2
+  $PYTHON ${prefix}_manifold.py ${forget[*]} \\
+      --grad_mask_path $nano/mask/${prefix,,}_language_mask.pt --save_dir $nano/manifold_language --batch_size 4 --lr 2e-4 --num_epochs 2
 END

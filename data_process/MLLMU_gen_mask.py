@@ -31,6 +31,7 @@ def parse_args():
     cli.add_model_args(p)
     cli.add_data_args(p, folder="data/MLLMMU-Bench")
     cli.add_mask_args(p)
+    cli.add_released_mask_args(p)
     return cli.parse(p)
 
 

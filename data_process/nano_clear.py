@@ -168,7 +168,7 @@ def write_clear(
         for group in people.values()
         for p in group
     }
-    learn, world = world_rows(max(map(len, pictures.values())), size, seed)
+    learn, world = world_rows(2 * max(map(len, pictures.values())), size, seed)
     known = [row for p in people["real"] for row in captions[p.id]] + learn
 
     def tables(name: str, chosen: list[Person], extra: list[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""The Fisher pass: squared gradients summed in fp32 while backward runs, and the masks made of them.
+"""The Fisher pass: squared gradients summed while backward runs, and the masks made of them.
 
     S(D)[w] = mean over batches b of D of ( ∂ CE(b) / ∂w )²
     m[w]    = 1  where  (S(forget)[w] + ε) / (S(preserve)[w] + ε) ≥ threshold,  ε = 1e-15
@@ -6,7 +6,7 @@
 S is the diagonal empirical Fisher information at the vanilla weights; CE is the mean over answer tokens.
 Huang et al. 2024 (SFR-on, arXiv 2409.19732), Huo et al. 2025 (MMUnlearner, arXiv 2502.11051). Not in half
 precision: below a gradient of about 1.7e-4 an fp16 square is 0, and most of a mask would be decided by
-underflow.
+underflow (--fisher_dtype fp16, as released, shows it).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from data_process.coverage import coverage, heat_map, print_coverage
 from utils import checkpoint, models, run
+from utils.cli import RELEASED_MASK
 from utils.collate import Collator, by_modality
 from utils.data import Sample
 from utils.losses import token_nll
@@ -37,14 +38,12 @@ class SquaredGradients:
     """Accumulates squared gradients of `parameters` as backward produces them, and frees each gradient at
     once.
 
-    A full set of gradients never exists: a hook takes each one when it is complete. sums: {name: fp32 tensor}
-    on `device`.
+    A full set of gradients never exists: a hook takes each one when it is complete. sums: {name: tensor} on
+    `device`, in `dtype`.
     """
 
-    def __init__(self, parameters: dict[str, torch.nn.Parameter], device: torch.device):
-        self.sums = {
-            name: torch.zeros(p.shape, dtype=torch.float32, device=device) for name, p in parameters.items()
-        }
+    def __init__(self, parameters: dict[str, torch.nn.Parameter], device: torch.device, dtype: torch.dtype):
+        self.sums = {name: torch.zeros(p.shape, dtype=dtype, device=device) for name, p in parameters.items()}
         self.batches = 0
         self._hooks = [
             p.register_post_accumulate_grad_hook(self._hook(name)) for name, p in parameters.items()
@@ -54,8 +53,8 @@ class SquaredGradients:
         total = self.sums[name]
 
         def take(parameter: torch.nn.Parameter) -> None:
-            gradient = parameter.grad.to(device=total.device, dtype=torch.float32)
-            total.addcmul_(gradient, gradient)
+            gradient = parameter.grad.to(device=total.device, dtype=total.dtype)
+            total.add_(gradient.square_())  # in place: the gradient goes anyway
             parameter.grad = None
 
         return take
@@ -82,12 +81,14 @@ def fisher_pass(
     batch_size: int,
     per_sample: bool,
     device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    mode: str = "eval",
 ) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
     """Sums of squared gradients over all plans of one set, and per parameter the number of batches they were
     summed over.
 
-    Returns ({name: fp32 tensor}, {name: batches}); the saliency is their quotient. Every process takes its
-    share of the batches and all get the same sums. Plans of one call add up: retain pictures and text
+    Returns ({name: tensor of `dtype`}, {name: batches}); the saliency is their quotient. Every process takes
+    its share of the batches and all get the same sums. Plans of one call add up: retain pictures and text
     knowledge are one preserve set for the language part, while the vision part sees only the pictures.
     """
     parameters = {name: p for plan in plans for name, p in plan.parameters.items()}
@@ -95,8 +96,8 @@ def fisher_pass(
         p.requires_grad_(False)
     for p in parameters.values():
         p.requires_grad_(True)
-    squares, counts = SquaredGradients(parameters, device), dict.fromkeys(parameters, 0)
-    model.eval()
+    squares, counts = SquaredGradients(parameters, device, dtype), dict.fromkeys(parameters, 0)
+    model.train(mode == "train")
     for module in model.modules():
         # a layer is checkpointed only while its own flag says "training"; what is inside stays in eval mode
         if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
@@ -137,10 +138,13 @@ def ratio_mask(
 ) -> torch.Tensor:
     """The mask of one parameter from its two sums of squared gradients and their numbers of batches.
 
-    A weight with no gradient on either side is not salient (0/0 would otherwise count as 1).
+    A weight with no gradient on either side is not salient (0/0 would otherwise count as 1). Sums of 16 bits
+    are there for masks as released: ε and 0/0 stay what that precision makes of them (0 and NaN, not salient,
+    in fp16; 1, salient, in bf16).
     """
     f, p = forget / batches[0], preserve / max(batches[1], 1)
-    return ((f + EPS) / (p + EPS) >= threshold) & ((f > 0) | (p > 0))
+    mask = (f + EPS) / (p + EPS) >= threshold
+    return mask & ((f > 0) | (p > 0)) if forget.dtype is torch.float32 else mask
 
 
 def ablation_mask(kind: str, forget: torch.Tensor, like: torch.Tensor, seed: str) -> torch.Tensor:
@@ -183,10 +187,12 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
     )
 
     device = torch.device("cpu") if args.fisher_device == "cpu" else accelerator.device
-    collator = Collator(processor, models.family_of(model), args.ans_only)
+    collator = Collator.of(args, processor, models.family_of(model))
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.fisher_dtype]
+    torch.manual_seed(args.seed)  # for --fisher_mode train
     passes = partial(
         fisher_pass, model, collator, accelerator=accelerator, batch_size=args.batch_size, device=device,
-        per_sample=args.fisher == "sample",
+        per_sample=args.fisher == "sample", dtype=dtype, mode=args.fisher_mode,
     )  # fmt: skip
     forget, forget_batches = passes([Plan("forget pictures", data["forget"], every)])
     preserve, preserve_batches = passes(
@@ -203,6 +209,7 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
         "fisher": args.fisher,
         "threshold": args.threshold,
         "ans_only": args.ans_only,
+        "released": {name: vars(args)[name] for name in RELEASED_MASK},
         "model": {"name": str(name), "fingerprint": model_fingerprint(models.weights_folder(name))},
         "data": {set_name: entry["fingerprint"] for set_name, entry in manifest["data"].items()},
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
@@ -18,13 +19,15 @@ from utils.losses import label_logits
 class Request:
     """A rendered prompt with its pictures in order. `letter`: the reply ends with its first letter or digit.
 
-    options: texts whose likelihood as the answer is wanted instead of a reply.
+    options: texts whose log-likelihood as the answer is wanted instead of a reply, divided by their length in
+    bytes or in tokens (`per`).
     """
 
     prompt: str
     pictures: list[Picture] = field(default_factory=list)
     letter: bool = False
     options: list[str] | None = None
+    per: Literal["byte", "token"] = "byte"
 
     def loaded(self) -> list:
         return [picture.load() for picture in self.pictures]
@@ -81,8 +84,8 @@ class Answerer:
         return [text.strip() for text in self.tokenizer.batch_decode(replies, skip_special_tokens=True)]
 
     def _score(self, requests: list[Request]) -> list[list[float]]:
-        """Per option: log p(option | prompt) / its length in bytes, as `acc_norm` of the
-        lm-evaluation-harness does it."""
+        """Per option: log p(option | prompt) / its length. In bytes as `acc_norm` of the
+        lm-evaluation-harness, in tokens as TOFU's probability. The end of turn does not count."""
         pairs = [(r, option) for r in requests for option in r.options]
         pictures = [r.loaded() for r, _ in pairs] if requests[0].pictures else []
         batch = self.collator.batch(
@@ -92,7 +95,9 @@ class Answerer:
         logits, targets, rows = label_logits(self.model, batch)
         log_prob = logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1).double()
         sums = log_prob.new_zeros(len(pairs)).index_add(0, rows, log_prob)
-        scores = iter([s / len(option.encode()) for s, (_, option) in zip(sums.tolist(), pairs)])
+        tokens = torch.bincount(rows, minlength=len(pairs)).tolist()
+        lengths = [n if r.per == "token" else len(option.encode()) for n, (r, option) in zip(tokens, pairs)]
+        scores = iter([s / length for s, length in zip(sums.tolist(), lengths)])
         return [[next(scores) for _ in r.options] for r in requests]
 
 

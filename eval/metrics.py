@@ -3,13 +3,16 @@
 Multiple choice  first alphanumeric character of the reply              letter_choice
 Cloze            the truth occurs in the reply, ignoring case           cloze_hit
 Generation       ROUGE-1/2/L F with stemmer, and sentence BLEU          generation_scores
+Probability      p(answer) ^ (1 / answer tokens)                        probability
+Truth ratio      the same of wrong answers over that of a right one     truth_ratio
+Forget quality   likeness of two models' truth ratios                   forget_quality
 summarise() turns the lines of predictions_<split>.jsonl into the `splits` part of results.json.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -18,7 +21,15 @@ if TYPE_CHECKING:
 
 SCORES = ("rouge1", "rouge2", "rougeL", "bleu")
 COUNTED = ("classification", "cloze")  # tasks whose questions are right or wrong
-TASKS = (*COUNTED, "generation")
+MEANS = {"generation": SCORES, "probability": ("probability",), "truth_ratio": ("truth", "truth_ratio")}
+TASKS = (*COUNTED, *MEANS)
+# a question's and a table's number for each task without right and wrong, and how it is called in short
+HEADLINES = {
+    "generation": ("rougeL", "R-L"),
+    "probability": ("probability", "p"),
+    "truth_ratio": ("truth", "truth"),
+}
+BINS = 20  # of the histograms that forget_quality compares
 
 
 def letter_choice(reply: str, options: Collection[str]) -> str | None:
@@ -56,13 +67,55 @@ def generation_scores(reply: str, truth: str) -> dict[str, float]:
     return scores
 
 
+def probability(score: float) -> float:
+    """p(answer | question) ^ (1 / |answer|) from the answer's log-probability per token.
+
+    |answer|: its tokens without the end of turn. TOFU (arXiv 2401.06121) §2.2.1, as CLEAR (arXiv 2410.18057).
+    """
+    return math.exp(score)
+
+
+def truth_ratio(right: float, wrong: Sequence[float]) -> float:
+    """Mean probability of the wrong (perturbed) answers over that of the right (paraphrased) one; at least 0.
+
+    From log-probabilities per token. 0: the truth is known; about 1: no idea. TOFU (arXiv 2401.06121) §2.2.1,
+    as CLEAR (arXiv 2410.18057). CLEAR's released code takes the geometric instead of this arithmetic mean.
+    """
+    return math.fsum(math.exp(score - right) for score in wrong) / len(wrong)
+
+
+def truth_scores(right: float, wrong: Sequence[float]) -> dict[str, float]:
+    """`truth_ratio` R, and `truth` = max(0, 1 − R), TOFU's bounded form for what should be known."""
+    ratio = truth_ratio(right, wrong)
+    return {"truth": max(0.0, 1 - ratio), "truth_ratio": ratio}
+
+
+def forget_quality(model: Sequence[float], reference: Sequence[float]) -> tuple[float, float]:
+    """(1 − Jensen-Shannon distance, p-value of the two-sample Kolmogorov-Smirnov test) of truth ratios.
+
+    model, reference: truth ratios on the forget set, of the unlearned model and of one that was trained
+    without it. Both numbers are in 0..1, 1: alike. The first is forget quality in CLEAR's paper (arXiv
+    2410.18057), the second TOFU's (arXiv 2401.06121) and that of CLEAR's released code. For the distance
+    (base 2) each ratio R becomes R / (1 + R), the share of the wrong answers, in BINS equal bins of 0..1;
+    this binning is ours.
+    """
+    import numpy as np
+    from scipy.spatial.distance import jensenshannon
+    from scipy.stats import ks_2samp
+
+    shares = [np.asarray(ratios) / (1 + np.asarray(ratios)) for ratios in (model, reference)]
+    counts = [np.histogram(share, bins=BINS, range=(0, 1))[0] for share in shares]
+    return float(1 - jensenshannon(*counts, base=2)), float(ks_2samp(*shares).pvalue)
+
+
 def summarise(predictions: Iterable[dict]) -> dict[str, dict]:
     """Prediction lines of any number of splits -> {split: {task: {modality: counts or mean scores}}}.
 
     Classification and cloze give {"correct", "total", "accuracy"}, accuracy in percent with 2 decimals.
-    Generation gives the means of the four scores with 4 decimals, and "total". Splits, tasks and modalities
-    come in the order in which they first occur; a combination without predictions is absent. The order of
-    the lines inside one does not matter. Raises ValueError, naming the prediction, for an unknown task.
+    The others give the means of their scores (MEANS) with 4 decimals, and "total". Splits, tasks and
+    modalities come in the order in which they first occur; a combination without predictions is absent. The
+    order of the lines inside one does not matter. Raises ValueError, naming the prediction, for an unknown
+    task.
     """
     groups: dict[str, dict[str, dict[str, list[dict]]]] = {}
     for line in predictions:
@@ -87,8 +140,8 @@ def _summary(task: str, lines: list[dict]) -> dict[str, float | int]:
         correct = sum(bool(line["correct"]) for line in lines)
         return {"correct": correct, "total": total, "accuracy": round(100 * correct / total, 2)}
     # fsum: the same mean whatever the order in which several processes wrote the lines
-    means = {name: round(math.fsum(line["scores"][name] for line in lines) / total, 4) for name in SCORES}
-    return {**means, "total": total}
+    mean = lambda name: round(math.fsum(line["scores"][name] for line in lines) / total, 4)
+    return {**{name: mean(name) for name in MEANS[task]}, "total": total}
 
 
 @lru_cache(maxsize=1)

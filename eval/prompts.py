@@ -1,5 +1,5 @@
-"""The words of MLLMU-Bench's evaluation (arXiv 2410.22108), without their per-family copies: the chat
-template adds the rest.
+"""The words of the evaluations of MLLMU-Bench (arXiv 2410.22108) and CLEAR (arXiv 2410.18057), without their
+per-family copies: the chat template adds the rest.
 
 A question is shown as one user turn, in few-shot evaluation after solved questions of the same task and
 modality.
@@ -26,6 +26,17 @@ def mllmu_prompt(question: Question, mcq: str) -> str:
         options = "\n".join(f"{letter}: {text}" for letter, text in question.options.items())
         return f"{question.question}\n{options}\n{LETTER}"
     return (cloze_prompt if question.task == "cloze" else generation_prompt)(question.question)
+
+
+def clear_prompt(question: Question, mcq: str) -> str:
+    """The user's turn for one question of CLEAR: the options below a multiple-choice question, nothing else.
+
+    No instruction follows, as in the paper's code; scored by likelihood it is the bare question.
+    """
+    if question.task != "classification" or mcq == "likelihood":
+        return question.question
+    options = "\n".join(f"{letter}. {text}" for letter, text in question.options.items())
+    return f"{question.question}\n{options}"
 
 
 def cloze_prompt(text: str) -> str:

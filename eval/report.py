@@ -7,7 +7,7 @@ r"""One HTML page from any number of result folders: table, trade-off, and every
 The page is one file that opens from disk and loads nothing. It has the people to forget before and after, the
 table and plot of eval/table.py, and all questions with portrait, truth and each method's answer side by side,
 to be filtered by split, task, modality, and by what changed against vanilla. Portraits come from the
-benchmark's parquet tables and are stored once each, as small pictures; where they cannot be read the page
+benchmark's tables and are stored once each, as small pictures; where they cannot be read the page
 says so and goes without.
 """
 
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from eval.metrics import HEADLINES
 from eval.results import (
     BY_KEY,
     INK,
@@ -40,14 +41,17 @@ from eval.results import (
 )
 from eval.table import NANO, add_result_args, given_results
 from utils import cli
+from utils.data import columns_of, is_saved_dataset, is_table, parquet_files
 
 if TYPE_CHECKING:
     import argparse
 
+    import pyarrow as pa
+
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 THUMBNAIL = 192  # pixels; shown at up to 96, so sharp on a phone too
 # a person's card opens with the first question of the first of these tasks that exists
-TASK_ORDER = ("classification", "generation", "cloze")
+TASK_ORDER = ("classification", "generation", "cloze", "probability", "truth_ratio")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -68,18 +72,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 # ---------------------------------------------------------------- questions and answers
 class Picture(NamedTuple):
-    """Where a portrait lies: a table of the benchmark, a row, and which of the row's pictures."""
+    """Where a portrait lies: a table of the benchmark, a row, by ID or else by number, and which of the row's
+    pictures."""
 
     table: str
-    ID: str
-    view: int
+    ID: str | None = None
+    view: int = 0
+    row: int | None = None
 
 
 @dataclass
 class Answer:
-    """One method's answer; `correct` is None for generation, `score` (ROUGE-L, 0..1) for the rest."""
+    """One method's answer. `correct` is None where there is no right and wrong; then `score` in 0..1 is the
+    task's number, and `reply` is None where the model was not asked to reply."""
 
-    reply: str
+    reply: str | None
     choice: str | None
     correct: bool | None
     score: float | None
@@ -151,7 +158,7 @@ def _add(cases: dict[str, Case], line: dict, place: int, count: int) -> None:
             [None] * count,
         ),
     )
-    score = line["scores"]["rougeL"] if "scores" in line else None
+    score = line["scores"][HEADLINES[line["task"]][0]] if "scores" in line else None
     case.answers[place] = Answer(line["reply"], line["choice"], line.get("correct"), score)
 
 
@@ -183,12 +190,10 @@ def pictures_of(cases: Sequence[Case]) -> list[Picture]:
 
 
 def portraits(folder: Path | None, wanted: Collection[Picture]) -> dict[Picture, str]:
-    """Small WebP data URIs of the wanted portraits that can be read from `folder`/<table>/*.parquet.
+    """Small WebP data URIs of the wanted portraits that can be read from the tables `folder`/<table>.
 
     Rows are read in small batches and only the wanted ones are decoded, so memory stays at a few pictures.
     """
-    import pyarrow.parquet as pq
-
     by_table = defaultdict(list)
     for picture in wanted:
         by_table[picture.table].append(picture)
@@ -196,18 +201,37 @@ def portraits(folder: Path | None, wanted: Collection[Picture]) -> dict[Picture,
     for table, pictures in by_table.items():
         rows = defaultdict(list)
         for picture in pictures:
-            rows[picture.ID].append(picture)
-        for file in sorted((folder / table).glob("*.parquet")) if folder else []:
-            parquet = pq.ParquetFile(file)
-            columns = [name for name in ("ID", "image", "images") if name in parquet.schema_arrow.names]
-            if "ID" not in columns or len(columns) < 2:
-                continue
-            for batch in parquet.iter_batches(batch_size=16, columns=columns):
-                for i, person in enumerate(batch.column("ID").to_pylist()):
-                    if person in rows:
-                        cell = batch.column(columns[1])[i].as_py()
-                        found.update(_thumbnails(cell, rows[person]))
+            rows[picture.row if picture.ID is None else picture.ID].append(picture)
+        by_number, start = pictures[0].ID is None, 0
+        for batch in _batches(folder / table) if folder else []:
+            names = batch.schema.names
+            if not by_number and "ID" not in names:
+                break
+            keys = range(start, start + len(batch)) if by_number else batch.column("ID").to_pylist()
+            start += len(batch)
+            cells = batch.column("image" if "image" in names else "images")
+            for i, key in enumerate(keys):
+                if key in rows:
+                    found.update(_thumbnails(cells[i].as_py(), rows[key]))
     return found
+
+
+def _batches(table: Path) -> Iterator[pa.RecordBatch | pa.Table]:
+    """The columns ID, image and images of a table in its order, few rows at a time; none without pictures."""
+    import pyarrow.parquet as pq
+
+    if not is_table(table):
+        return
+    columns = [name for name in columns_of(table) if name in ("ID", "image", "images")]
+    if not {"image", "images"} & set(columns):
+        return
+    if is_saved_dataset(table):
+        from datasets import load_from_disk
+
+        yield from load_from_disk(str(table)).select_columns(columns).with_format("arrow").iter(16)
+        return
+    for file in parquet_files(table):
+        yield from pq.ParquetFile(file).iter_batches(batch_size=16, columns=columns)
 
 
 def _thumbnails(cell: dict | list[dict] | None, pictures: Sequence[Picture]) -> dict[Picture, str]:
@@ -255,6 +279,7 @@ def page_data(
     chosen = people(cases, limit)
     return {
         "methods": [result.label for result in results],
+        "scores": {task: name for task, (_, name) in HEADLINES.items()},
         # place of the row to compare with; a vanilla row points to itself
         "vanilla": [
             i if result.is_vanilla else _place(results, vanilla_of(result, results))

@@ -50,6 +50,10 @@ METRICS = (
     Metric("generation_text", "Gen. text R-L", "generation", "text", "rougeL", 3),
     Metric("cloze_image", "Cloze image %", "cloze", "image", "accuracy", 1),
     Metric("cloze_text", "Cloze text %", "cloze", "text", "accuracy", 1),
+    Metric("probability_image", "Prob. image", "probability", "image", "probability", 3),
+    Metric("probability_text", "Prob. text", "probability", "text", "probability", 3),
+    Metric("truth_image", "Truth image", "truth_ratio", "image", "truth", 3),
+    Metric("truth_text", "Truth text", "truth_ratio", "text", "truth", 3),
 )
 BY_KEY = {metric.key: metric for metric in METRICS}
 
@@ -233,6 +237,11 @@ def remarks(results: Sequence[Result]) -> list[str]:
         if len(groups) > 1:
             rows = "; ".join(f"{value}: {', '.join(labels)}" for value, labels in groups.items())
             lines.append(f"warning: rows of different {name} are not comparable ({rows})")
+    if any("truth_ratio" in tasks for result in results for tasks in result.splits.values()):
+        lines.append(
+            "Prob. is the answer's probability per token. Truth is max(0, 1 − truth ratio): near 1 where"
+            " wrong answers are unlikely beside the right one, 0 where they are not."
+        )
     if not any(result.is_vanilla for result in results):
         lines.append('No vanilla row (method "vanilla", or --vanilla FOLDER), so no differences are given.')
         return lines
@@ -261,7 +270,7 @@ def _totals(result: Result) -> dict[tuple[str, str], int]:
 def frame(results: Sequence[Result]) -> pd.DataFrame:
     """Rows: labels. Columns (split, metric, quantity) with quantity one of value, correct, total, difference.
 
-    `value` is a percentage, or for generation ROUGE-L in 0..1; `difference` = value - vanilla's, in the
+    `value` is a percentage, or a mean score in 0..1 such as ROUGE-L; `difference` = value - vanilla's, in the
     same unit, and missing for vanilla rows and for rows without a vanilla of their setting. Splits and
     metrics that no row has are left out, and so are all-empty columns. Counts are nullable integers.
     """

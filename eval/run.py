@@ -16,7 +16,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.metrics import cloze_hit, generation_scores, letter_choice, summarise
+from eval.metrics import (
+    HEADLINES,
+    cloze_hit,
+    generation_scores,
+    letter_choice,
+    probability,
+    summarise,
+    truth_scores,
+)
 from utils import checkpoint, models, run
 from utils.data import Question, fingerprint
 
@@ -128,7 +136,8 @@ def _answer_share(args, questions: list[Question], request: Callable, parts: Pat
 
 
 def prediction(question: Question, request, reply: str | list[float]) -> dict[str, Any]:
-    """One line of predictions_<split>.jsonl. Option scores give the likeliest option, the first of equals."""
+    """One line of predictions_<split>.jsonl. Option scores give the likeliest option, the first of equals;
+    those of a truth ratio are of the right answer first."""
     line = {
         "id": question.id,
         "person": question.person,
@@ -156,7 +165,12 @@ def prediction(question: Question, request, reply: str | list[float]) -> dict[st
         return line | {"choice": choice, "correct": choice == question.truth}
     if question.task == "cloze":
         return line | {"correct": cloze_hit(reply, question.truth)}
-    return line | {"scores": generation_scores(reply, question.truth)}
+    if question.task == "generation":
+        return line | {"scores": generation_scores(reply, question.truth)}
+    line |= {"reply": None, "answer_scores": [round(score, 6) for score in reply]}
+    if question.task == "probability":
+        return line | {"scores": {"probability": probability(reply[0])}}
+    return line | {"scores": truth_scores(right=reply[0], wrong=reply[1:])}
 
 
 def _finished(parts: Path, own: Path | None = None) -> dict[str, dict]:
@@ -213,13 +227,16 @@ def _merge(args, questions: list[Question], settings: dict, parts: Path, folder:
         shutil.rmtree(old)
     for split, tasks in results["splits"].items():
         cells = [
-            f"{task} {modality} {_short(s)}" for task, kinds in tasks.items() for modality, s in kinds.items()
+            f"{task} {modality} {_short(task, summary)}"
+            for task, kinds in tasks.items()
+            for modality, summary in kinds.items()
         ]
         print(f"{split:7} {'; '.join(cells)}")
     print(f"saved {folder / 'results.json'}")
 
 
-def _short(summary: dict[str, Any]) -> str:
+def _short(task: str, summary: dict[str, Any]) -> str:
     if "correct" in summary:
         return f"{summary['accuracy']:.1f} ({summary['correct']}/{summary['total']})"
-    return f"R-L {summary['rougeL']:.3f} ({summary['total']})"
+    field, name = HEADLINES[task]
+    return f"{name} {summary[field]:.3f} ({summary['total']})"

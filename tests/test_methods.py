@@ -70,7 +70,15 @@ def setting(family, tiny, processors, nano):
     """(arguments, samples, model, one batch of four samples) of a family."""
     from utils.cli import Problems
 
-    args = SimpleNamespace(model_id=str(tiny[family]), dtype="fp32", attn="sdpa", ans_only=True, batch_size=3)
+    args = SimpleNamespace(
+        model_id=str(tiny[family]),
+        dtype="fp32",
+        attn="sdpa",
+        ans_only=True,
+        batch_size=3,
+        loss_tokens="labels",
+        answer_tokens="all",
+    )
     samples = MLLMUBench(str(nano / "MLLMMU-Bench"), RATIO, Problems()).forget()[:7]
     batch = Collator(processors[family], models.FAMILIES[family])(samples[1:5])
     return args, samples, models.load_model(args.model_id).eval(), batch

@@ -3,7 +3,7 @@ disk."""
 
 import itertools
 import json
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -285,9 +285,7 @@ def diverge(patch, step: int) -> list[str]:
     def broken(self, phase, forwards, number):
         if number == step:
             loss = phase.loss
-            phase = SimpleNamespace(
-                name=phase.name, mask=phase.mask, loss=lambda m, b: loss(m, b) * float("inf")
-            )
+            phase = replace(phase, loss=lambda m, b: loss(m, b) * float("inf"))
             seen.extend(i for batch, _ in forwards for i in batch.ids)
         return whole(self, phase, forwards, number)
 
@@ -321,9 +319,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(train_args, tmp_path, capsy
         backward = staticmethod(lambda ctx, g: g * float("nan"))
 
     def broken(self, phase, forwards, number):
-        phase = SimpleNamespace(
-            name=phase.name, mask=None, loss=lambda m, b, f=phase.loss: Overflow.apply(f(m, b))
-        )
+        phase = replace(phase, loss=lambda m, b, f=phase.loss: Overflow.apply(f(m, b)))
         return whole(self, phase, forwards, number)
 
     monkeypatch.setattr(training.Trainer, "_step", broken)

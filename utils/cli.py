@@ -271,6 +271,75 @@ def add_forget_args(p: argparse.ArgumentParser) -> None:
     )
 
 
+RELEASED = {  # switch: (values, the first is the default; help). The table is in docs/methods.md, "As released"
+    "loss_tokens": (
+        ("labels", "all"),
+        "tokens in the loss: what --ans_only says, or all but padding, picture placeholders included",
+    ),
+    "answer_tokens": (("all", "skip_first"), "whether an answer's first token is in the loss"),
+    "schedule_every": (
+        ("step", "epoch"),
+        "when the schedule, sized in optimizer steps, goes on: epoch makes the learning rate almost constant",
+    ),
+    "text_questions": (("once", "twice"), "how often an epoch sees a text-only question"),
+    "npo_loss": (
+        ("sequence", "token_mean"),
+        "what NPO compares: an answer's log-probability, or the mean over all tokens of a batch",
+    ),
+    "kl_positions": (
+        ("answer", "all"),
+        "where KL is taken: per token of the loss, or summed over every position, padding and pictures"
+        " included, per sample (a second model in memory; all: a batch is one forward)",
+    ),
+    "clip": (
+        ("after_mask", "before_mask"),
+        "whether a forget step's gradient is clipped after it was masked or before",
+    ),
+    "clip_steps": (("all", "forget"), "which steps --max_grad_norm clips"),
+    "mask_names": (
+        ("all", "released"),
+        "which of the mask's parameters count: released drops those without proj, fc, linear, mlp or qkv in"
+        " their name",
+    ),
+    "unlisted": (
+        ("freeze", "train"),
+        "what a forget step does to parameters that the mask does not name: nothing, or an unmasked step",
+    ),
+    "masked_weights": (
+        ("keep", "drift"),
+        "weights outside the mask in a forget step: keep every bit, or only their gradient is 0, so that the"
+        " optimizer's momentum and decay move them",
+    ),
+    "fisher_dtype": (
+        ("fp32", "bf16", "fp16"),
+        "precision of squared gradients, sums and ratio; in 16 bits 0/0 is left as it falls out",
+    ),
+    "fisher_mode": (("eval", "train"), "the model's mode in the Fisher pass; train: with its dropout"),
+}
+RELEASED_MASK = ("loss_tokens", "answer_tokens", "fisher_dtype", "fisher_mode")
+
+
+def add_released_args(p: argparse.ArgumentParser, *switches: str) -> None:
+    """Switches of RELEASED for numbers as the paper's released code has them. None is on by default."""
+    g = p.add_argument_group("as released", "What the paper's released code computes otherwise.")
+    for name in switches:
+        values, text = RELEASED[name]
+        g.add_argument(
+            f"--{name}", type=choice(*values), default=values[0], metavar="|".join(values),
+            help=f"{text}; default {values[0]}",
+        )  # fmt: skip
+
+
+def add_released_train_args(p: argparse.ArgumentParser, *own: str) -> None:
+    """The switches of every training script, and those of this method's own."""
+    add_released_args(p, "loss_tokens", "answer_tokens", "schedule_every", *own)
+
+
+def add_released_mask_args(p: argparse.ArgumentParser) -> None:
+    """The switches of the mask scripts."""
+    add_released_args(p, *RELEASED_MASK)
+
+
 def add_mask_args(p: argparse.ArgumentParser) -> None:
     """What a mask is made with: Fisher kind, batch, threshold, where the sums live."""
     g = p.add_argument_group("saliency")

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date
 
 import torch
+from PIL import Image
 
 from utils.data import Sample
 
 IGNORE = -100  # label of a token that does not count, as in torch's cross-entropy
+DAY = date(2024, 7, 26)  # what chat templates are told that print the date: Llama-3.2's own default
 
 
 @dataclass
@@ -41,24 +44,31 @@ class Chat:
     PROBE = "Zq"  # an answer that no template alters
 
     def __init__(self, processor):
-        self.processor = processor
+        self.processor, tokenizer = processor, processor.tokenizer
+        if not processor.chat_template:
+            raise ValueError("it has no chat template (chat_template.jinja); is it a model without chat?")
         question = [{"role": "user", "content": [{"type": "text", "text": "q"}]}]
         reply = {"role": "assistant", "content": [{"type": "text", "text": self.PROBE}]}
         prompt = self._render(question, add_generation_prompt=True)
-        whole = self._render([*question, reply])
-        if not whole.startswith(prompt.rstrip()) or whole.count(self.PROBE) != 1:
+        before, found, after = self._render([*question, reply]).partition(self.PROBE)
+        if not found or before.rstrip() != prompt.rstrip():
             raise ValueError("the chat template's generation prompt is not the beginning of an answered turn")
-        self.lead, tail = whole[len(prompt) :].split(self.PROBE)
-        special = [
-            token for token in processor.tokenizer.all_special_tokens if tail.lstrip().startswith(token)
-        ]
-        self.end = max(special, key=len) if special else processor.tokenizer.eos_token
+        # where the two differ in blanks (LLaVA-OneVision), the generation prompt counts: it is what is seen
+        self.lead = before[len(prompt) :] if before.startswith(prompt) else ""
+        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        ends = [token for token in special if after.lstrip().startswith(token)]
+        self.end = max(ends, key=len) if ends else tokenizer.eos_token
+        if self.end is None:
+            raise ValueError("neither its chat template nor its tokenizer has an end-of-turn token")
 
     def _render(self, messages, **kwargs) -> str:
-        if "date_string" in self.processor.chat_template:
+        template = str(self.processor.chat_template)  # or several, by name
+        if "date_string" in template:
             # Llama-3.2's template prints today's date in text-only prompts, which would change the numbers
             # tomorrow
-            kwargs["date_string"] = "26 Jul 2024"
+            kwargs["date_string"] = DAY.strftime("%d %b %Y")
+        elif "strftime_now" in template:
+            kwargs["strftime_now"] = DAY.strftime
         return self.processor.apply_chat_template(messages, tokenize=False, **kwargs)
 
     def prompt(self, question: str, pictures: int, shots: Sequence[tuple[str, int, str]] = ()) -> str:
@@ -82,12 +92,31 @@ class Collator:
 
     ans_only: labels on the answer and its end-of-turn token; else on every text token. Never on padding or
     picture tokens. end_of_turn: whether the end-of-turn token counts (option scoring leaves it out).
+    loss_tokens "all" and answer_tokens "skip_first" are the released code's labels: on all but padding, and
+    without the answer's first token.
     """
 
-    def __init__(self, processor, family, ans_only: bool = True, end_of_turn: bool = True):
+    def __init__(
+        self,
+        processor,
+        family,
+        ans_only: bool = True,
+        end_of_turn: bool = True,
+        loss_tokens: str = "labels",
+        answer_tokens: str = "all",
+    ):
         self.processor, self.tokenizer, self.chat = processor, processor.tokenizer, Chat(processor)
-        self.ans_only, self.end_of_turn = ans_only, end_of_turn
-        self.image_ids = torch.tensor(self.tokenizer.convert_tokens_to_ids(list(family.image_tokens)))
+        self.ans_only = ans_only and loss_tokens == "labels"
+        self.end_of_turn, self.skip = end_of_turn, int(answer_tokens == "skip_first")
+        self.label_pictures = loss_tokens == "all" and family.head_knows_pictures
+        self.image_ids = torch.tensor(picture_ids(processor, self.chat, family))
+
+    @classmethod
+    def of(cls, args, processor, family) -> Collator:
+        """The collator that a script's arguments ask for."""
+        return cls(
+            processor, family, args.ans_only, loss_tokens=args.loss_tokens, answer_tokens=args.answer_tokens
+        )
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         prompts = [self.chat.prompt(s.question, int(s.picture is not None)) for s in samples]
@@ -102,10 +131,11 @@ class Collator:
         labels = torch.full_like(inputs["input_ids"], IGNORE)  # (B, T)
         lengths = inputs["attention_mask"].sum(1).tolist()
         for row, (text, answer, length) in enumerate(zip(texts, answers, lengths)):
-            start = length - self._answer_tokens(text, answer) if self.ans_only else 0
+            start = length - self._answer_tokens(text, answer) + self.skip if self.ans_only else 0
             stop = length if self.end_of_turn else length - 1
             labels[row, start:stop] = inputs["input_ids"][row, start:stop]
-        labels[torch.isin(labels, self.image_ids)] = IGNORE
+        if not self.label_pictures:
+            labels[torch.isin(labels, self.image_ids)] = IGNORE
         return Batch(inputs, labels, ids)
 
     def _answer_tokens(self, text: str, answer: str) -> int:
@@ -136,6 +166,21 @@ def encode(processor, texts: list[str], pictures: list[list], padding_side: str)
             return_tensors="pt",
         )
     )
+
+
+def picture_ids(processor, chat: Chat, family) -> list[int]:
+    """Ids of the tokens that stand for a picture or its borders.
+
+    For families outside the table: the special tokens that a prompt gets for a picture, seen on a large one.
+    """
+    tokenizer = processor.tokenizer
+    if family.image_tokens:
+        return tokenizer.convert_tokens_to_ids(list(family.image_tokens))
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    picture = Image.linear_gradient("L").resize((1024, 1024)).convert("RGB")
+    ids = [encode(processor, [chat.prompt("q", n)], [[picture]] * n, "right")["input_ids"] for n in (1, 0)]
+    found, without = ({*row.flatten().tolist()} & special for row in ids)
+    return sorted(found - without | {i for i in processor.image_token_ids if i is not None})
 
 
 def by_modality(samples: Iterable) -> list[list]:

@@ -61,6 +61,11 @@ class Sample:
     answer: str
 
 
+def repeat_text(samples: list[Sample], times: str) -> list[Sample]:
+    """The samples, those without a picture "once" or "twice" (the second time at the end)."""
+    return samples + [s for s in samples if s.picture is None and times == "twice"]
+
+
 @dataclass(frozen=True)
 class Question:
     """One evaluation item. `truth` is the letter for classification, else the text; `options` maps letters to

@@ -5,8 +5,8 @@ File (torch.save of plain types and tensors, loads with `weights_only=True`):
     {"format": FORMAT,
      "weight": {parameter name: uint8 (ceil(n/8),)},    one bit per weight, the first in the highest bit
      "shape": {parameter name: [...]}, "salient": {parameter name: count},
-     "part", "kind", "fisher", "threshold", "ans_only", "model" {name, fingerprint},
-     "data" {set: fingerprint}}
+     "part", "kind", "fisher", "threshold", "ans_only", "released" {switch: value},
+     "model" {name, fingerprint}, "data" {set: fingerprint}}
 
 A mask names the weights that the forget step may change. A parameter that is not named is outside the mask.
 Files of the paper's released code, {"weight": {name: bool tensor}} with transformers 4 names, load too.
@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import torch
 from utils.models import FAMILIES, weight_files
 
 FORMAT = "mmunlearner-mask-1"
+RELEASED_NAMES = ("proj", "fc", "linear", "mlp", "qkv")  # what --mask_names released keeps
 
 
 class MaskError(ValueError):
@@ -46,6 +47,16 @@ def unpack(bits: torch.Tensor, shape: torch.Size | list[int]) -> torch.Tensor:
 
 
 # ---------------------------------------------------------------- the mask in memory
+@dataclass(frozen=True)
+class Rules:
+    """How a forget step uses its mask. The defaults are the method; the other values are the released code's,
+    under the flags of the same names."""
+
+    clip: str = "after_mask"
+    unlisted: str = "freeze"
+    masked_weights: str = "keep"
+
+
 @dataclass
 class Mask:
     """bits and shape per parameter name; `about` is what the file says of its origin."""
@@ -53,6 +64,7 @@ class Mask:
     bits: dict[str, torch.Tensor]
     shapes: dict[str, list[int]]
     about: dict[str, Any] = field(default_factory=dict)
+    rules: Rules = Rules()
 
     def count(self) -> tuple[int, int]:
         """(salient weights, weights that the mask names)."""
@@ -64,7 +76,7 @@ class Mask:
         return unpack(self.bits[name], self.shapes[name]) if name in self.bits else None
 
     def to(self, device) -> Mask:
-        return Mask({name: bits.to(device) for name, bits in self.bits.items()}, self.shapes, self.about)
+        return replace(self, bits={name: bits.to(device) for name, bits in self.bits.items()})
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all."""
@@ -73,8 +85,11 @@ class Mask:
         temporary.replace(path)
 
     @classmethod
-    def load(cls, path: str, model_type: str) -> Mask:
-        """Read either format. Raises MaskError for a file that is no mask."""
+    def load(cls, path: str, model_type: str, names: str = "all") -> Mask:
+        """Read either format; with names "released" only the parameters that the released code would use.
+
+        Raises MaskError for a file that is no mask.
+        """
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as why:  # torch raises whatever the pickle or zip reader met; all mean the same here
@@ -83,6 +98,8 @@ class Mask:
         if not isinstance(content, dict) or not isinstance(content.get("weight"), dict):
             raise MaskError(f"{path} is not a mask file: it holds no 'weight'")
         weight = content.pop("weight")
+        if names == "released":
+            weight = {name: m for name, m in weight.items() if any(word in name for word in RELEASED_NAMES)}
         if content.pop("format", None) == FORMAT:
             return cls(weight, content.pop("shape"), content)
         # released format; its parameters without gradient carry the integer 0: outside the mask
@@ -123,12 +140,17 @@ def today(name: str, model_type: str) -> str:
 # ---------------------------------------------------------------- the masked step
 @torch.no_grad()
 def mask_gradients(named_parameters: dict[str, torch.nn.Parameter], mask: Mask) -> None:
-    """grad <- mask ⊙ grad; no gradient at all for a parameter of which nothing is salient."""
+    """grad <- mask ⊙ grad; no gradient at all for a parameter of which nothing is salient.
+
+    As released (`mask.rules`): unlisted parameters keep theirs; what drifts needs a gradient, if of zeros.
+    """
     for name, parameter in named_parameters.items():
-        if parameter.grad is None:
+        if parameter.grad is None or (name not in mask.bits and mask.rules.unlisted == "train"):
             continue
         if name in mask.bits and mask.bits[name].any():
             parameter.grad.mul_(mask.of(name))
+        elif mask.rules.masked_weights == "drift":
+            parameter.grad.zero_()
         else:
             parameter.grad = None
 
@@ -142,15 +164,19 @@ def masked_step(optimizer: torch.optim.Optimizer, names: dict[int, str], mask: M
     optimizer is run over one parameter at a time, so that what is kept aside is never more than copies of one
     parameter. Its step counter (one number per parameter) does advance.
 
-    names: {id(parameter): name}.
+    names: {id(parameter): name}. An unlisted parameter that still has a gradient takes the whole step.
     """
+    if mask.rules.masked_weights == "drift":
+        optimizer.step()
+        return
     groups = optimizer.param_groups
     try:
         for group in groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                keep = ~mask.of(names[id(parameter)])
+                inside = mask.of(names[id(parameter)])
+                keep = torch.zeros_like(parameter, dtype=torch.bool) if inside is None else ~inside
                 old = {"value": parameter.detach()[keep]}
                 state = optimizer.state.get(parameter, {})
                 old |= {

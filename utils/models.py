@@ -1,13 +1,17 @@
 """Model families, loading, and the two parts of a model: vision and language.
 
-A new family is one entry in FAMILIES. Parts are decided by module, never by a substring of a parameter's
-name: in transformers 5 every name starts with `model.`, and the head lies outside the language model.
+FAMILIES lists the families of the papers, with their quirks. Any other model that transformers loads as
+image-text-to-text works too if its parts can be found (`find_parts`); else it is refused before its weights
+load. Parts are decided by module, never by a substring of a parameter's name: in transformers 5 every name
+starts with `model.`, and the head lies outside the language model.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,14 +30,18 @@ class Family:
     """What differs between families: where the parts are, which tokens stand for pictures, how names looked
     before.
 
+    vision, language: paths of modules (or of single parameters, as LLaVA-NeXT's line-end embedding).
+    image_tokens: what stands for a picture; where none are given, utils.collate.picture_ids finds them.
     old_names: (pattern, replacement) pairs that turn transformers 4 parameter names into today's.
+    head_knows_pictures: whether the head has a row for the picture tokens, so that they could be labels.
     """
 
     title: str
     vision: tuple[str, ...]
     language: tuple[str, ...]
-    image_tokens: tuple[str, ...]
-    old_names: tuple[tuple[str, str], ...]
+    image_tokens: tuple[str, ...] = ()
+    old_names: tuple[tuple[str, str], ...] = ()
+    head_knows_pictures: bool = True
 
 
 FAMILIES = {
@@ -69,6 +77,7 @@ FAMILIES = {
             (r"^language_model\.model\.", "model.language_model."),
             (r"^(vision_model|multi_modal_projector)\.", r"model.\1."),
         ),
+        head_knows_pictures=False,
     ),
 }
 
@@ -79,8 +88,11 @@ def local_folder(name: str) -> Path | None:
 
 
 def check_model(name: str | None, flag: str, problems: Problems) -> None:
-    """Add a problem unless `name` is a model folder of a known family, or looks like a Hugging Face id
-    (`owner/name`)."""
+    """Add a problem unless `name` is a whole model folder that the suite can use, or looks like a Hugging
+    Face id (`owner/name`).
+
+    A family outside FAMILIES is built without weights, to look for its parts; that imports torch.
+    """
     if not name:
         return
     folder = local_folder(name)
@@ -88,18 +100,41 @@ def check_model(name: str | None, flag: str, problems: Problems) -> None:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).exists() or Path(name).parent.is_dir():
             problems.add(f"{flag}: no such model folder: {name}")
         return
+    if (folder / "adapter_config.json").is_file():
+        problems.add(f"{flag}: {name} is a LoRA adapter; merge it into its model (peft's merge_and_unload)")
+        return
     if not (folder / "config.json").is_file():
         problems.add(f"{flag}: {name} holds no config.json, so it is not a model folder")
         return
     try:
-        kind = json.loads((folder / "config.json").read_text()).get("model_type")
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError:
         problems.add(f"{flag}: {folder / 'config.json'} is not valid JSON")
         return
-    if kind not in FAMILIES:
-        problems.add(f"{flag}: {name} is a {kind} model; supported: {', '.join(FAMILIES)}")
+    why = _why_not_from_json(config)
+    if why is None and config.get("model_type") not in FAMILIES:
+        why = why_not(name)
+    if why:
+        problems.add(f"{flag}: {name}: {why}")
     if not weight_files(folder):
-        problems.add(f"{flag}: {name} holds no weights (*.safetensors)")
+        problems.add(f"{flag}: {name} holds no weights (model*.safetensors)")
+    missing = missing_shards(folder)
+    if missing:
+        problems.add(f"{flag}: {name} is not whole: {', '.join(missing[:3])} missing; download it again")
+
+
+def _why_not_from_json(config: dict) -> str | None:
+    """What the configuration file alone tells."""
+    kind, classes = config.get("model_type"), config.get("architectures") or []
+    if kind is None:
+        return "its config.json names no model_type"
+    if "quantization_config" in config:
+        return "its weights are quantized; give the original, full-precision model"
+    if kind in FAMILIES and classes and not any(c.endswith("ForConditionalGeneration") for c in classes):
+        # e.g. the authors' own LLaVA-1.5, whose weights have other names
+        title = FAMILIES[kind].title
+        return f"it was written by other code ({classes[0]}); give the Hugging Face form of {title}"
+    return None
 
 
 def weights_folder(name: str) -> Path:
@@ -112,7 +147,21 @@ def weights_folder(name: str) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    return sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
+    """The model's own files: not an optimizer's, nor another program's copy of the same weights."""
+    return sorted([*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin")])
+
+
+def missing_shards(folder: Path) -> list[str]:
+    """Files that the index of a model in pieces names and that are not there."""
+    names: set[str] = set()
+    for index in [
+        *folder.glob("model*.safetensors.index.json"),
+        *folder.glob("pytorch_model*.bin.index.json"),
+    ]:
+        names |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if all((folder / name).is_file() for name in names):
+            return []  # one whole set of weights is enough
+    return sorted(name for name in names if not (folder / name).is_file())
 
 
 def has_processor(folder: Path) -> bool:
@@ -138,34 +187,71 @@ def pick_dtype(name: str) -> torch.dtype:
 
 
 def load_model(name: str, dtype: str = "auto", attn: str = "sdpa") -> PreTrainedModel:
-    """The model on the CPU. Raises SystemExit naming the model when it is not there or of an unknown
-    family."""
+    """The model on the CPU. Raises SystemExit naming the model when it is not there, of no use, or not
+    whole."""
     from transformers import AutoConfig, AutoModelForImageTextToText
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # one bar a second for loading says nothing; ours show the work
     try:
-        config = AutoConfig.from_pretrained(name)
-        if config.model_type not in FAMILIES:
-            raise SystemExit(
-                f"error: {name} is a {config.model_type} model; supported: {', '.join(FAMILIES)}"
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        if local_folder(name) is None:  # a local model was checked with the other input
+            why = _why_not_from_json(config.to_dict()) or (
+                why_not(name) if config.model_type not in FAMILIES else None
             )
-        return AutoModelForImageTextToText.from_pretrained(
-            name, dtype=pick_dtype(dtype), attn_implementation=attn
+            if why:
+                raise SystemExit(f"error: {name}: {why}")
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            name, dtype=pick_dtype(dtype), attn_implementation=attn, output_loading_info=True
         )
-    except OSError as why:
+    except (OSError, ValueError) as why:
         raise SystemExit(f"error: cannot load the model {name}: {str(why).splitlines()[0]}") from why
+    if info["missing_keys"]:  # transformers would go on with random numbers in their place
+        missing = sorted(info["missing_keys"])
+        raise SystemExit(
+            f"error: the files of {name} lack {len(missing)} of the model's weights, e.g. {missing[0]}"
+        )
+    return model
 
 
 def load_processor(*names: str | None) -> ProcessorMixin:
-    """The processor of the first of `names` that has one; the vanilla model's folder may hold none."""
-    from transformers import AutoProcessor
+    """The processor of the first of `names` that has one; the vanilla model's folder may hold none.
+
+    Raises SystemExit where it has no chat template, or one whose answers cannot be found.
+    """
+    from jinja2 import TemplateError
+    from transformers import AutoProcessor, ProcessorMixin
+
+    from utils.collate import Chat
 
     for name in filter(None, names):
         folder = local_folder(name)
-        if folder is None or has_processor(folder):
-            return AutoProcessor.from_pretrained(name)
+        if folder is not None and not has_processor(folder):
+            continue
+        try:
+            processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+            if not isinstance(processor, ProcessorMixin):
+                raise ValueError("it does not read pictures and text together")
+            _complete(processor, name)
+            Chat(processor)
+        except (OSError, ValueError, TemplateError) as why:
+            raise SystemExit(f"error: the processor of {name}: {str(why).splitlines()[0]}") from why
+        return processor
     raise SystemExit(f"error: no processor in {' or '.join(filter(None, names))}")
+
+
+def _complete(processor: ProcessorMixin, name: str) -> None:
+    """LLaVA processors written before transformers 4.47 lack the numbers by which they repeat <image>; the
+    model's configuration knows them."""
+    from transformers import AutoConfig, LlavaNextProcessor, LlavaProcessor
+
+    if not isinstance(processor, LlavaProcessor | LlavaNextProcessor):
+        return
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    if config.vision_config.model_type == "clip_vision_model":
+        processor.patch_size = config.vision_config.patch_size
+        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+        processor.num_additional_image_tokens = 1  # CLIP's class token
 
 
 def empty_model(name: str) -> PreTrainedModel:
@@ -175,12 +261,84 @@ def empty_model(name: str) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(name))
+        return AutoModelForImageTextToText.from_config(
+            AutoConfig.from_pretrained(name, trust_remote_code=False)
+        )
 
 
 # ---------------------------------------------------------------- parts
+class UnknownParts(ValueError):
+    """A model whose vision and language parts cannot be told apart; the message says why."""
+
+
 def family_of(model: PreTrainedModel) -> Family:
-    return FAMILIES[model.config.model_type]
+    """The entry of FAMILIES, or what `find_parts` finds."""
+    return FAMILIES.get(model.config.model_type) or find_parts(model)
+
+
+def find_parts(model: PreTrainedModel) -> Family:
+    """The parts of a family that the table does not know, by what transformers says of its modules.
+
+    language: the decoder, the embeddings and the head; vision: an image tower, and everything else that is
+    not text (projector, resampler, line-end embeddings). Raises UnknownParts for any other kind of model.
+    """
+    path = {id(module): name for name, module in model.named_modules()}
+    whole = (model, model.base_model)  # what transformers answers where there is no such module
+    tower, decoder = model.get_encoder(modality="image"), model.get_decoder()
+    head = model.get_output_embeddings()
+    if model.config.is_encoder_decoder:
+        raise UnknownParts("it is an encoder-decoder; prompts and answers must be one sequence here")
+    if tower is None or tower in whole:
+        raise UnknownParts("no image tower is found in it")
+    if model.get_encoder(modality="audio") not in (None, *whole):
+        raise UnknownParts("it has an audio tower; only pictures and text are handled")
+    if decoder in whole or head is None:
+        raise UnknownParts("no language model with an output head of its own is found in it")
+    if "logits_to_keep" not in inspect.signature(model.forward).parameters:
+        raise UnknownParts("its forward has no logits_to_keep")
+    text = [decoder, *(m for m in (model.get_input_embeddings(), head) if m not in set(decoder.modules()))]
+    inside = {id(p) for module in text for p in module.parameters()}
+    if not inside.isdisjoint(map(id, tower.parameters())):
+        raise UnknownParts("its image tower and its language model share weights")
+    return Family(
+        title=model.config.model_type,
+        vision=tuple(_outside(model, inside)),
+        language=tuple(dict.fromkeys(path[id(module)] for module in text)),
+        head_knows_pictures=len(head.weight) >= len(model.get_input_embeddings().weight),
+    )
+
+
+def _outside(module: torch.nn.Module, inside: set[int], path: str = "") -> Iterator[str]:
+    """Paths of the largest modules, and of single parameters, that hold nothing of `inside` (ids)."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if id(parameter) not in inside:
+            yield path + name
+    for name, child in module.named_children():
+        ids = {id(p) for p in child.parameters()}
+        if ids and ids.isdisjoint(inside):
+            yield path + name
+        elif ids:
+            yield from _outside(child, inside, f"{path}{name}.")
+
+
+def why_not(name: str) -> str | None:
+    """Why the suite cannot use a model outside FAMILIES, from its configuration alone; None if it can."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            known = ", ".join(FAMILIES)
+            return f"a {config.model_type} model does not answer about pictures with text; tested: {known}"
+        find_parts(empty_model(name))
+    except UnknownParts as why:
+        return f"a {config.model_type} model cannot be used: {why}; tested: {', '.join(FAMILIES)}"
+    except (OSError, ValueError, ImportError) as why:  # unknown kinds, code of their own, missing packages
+        return (
+            f"transformers cannot build it: {next(filter(None, str(why).splitlines()), type(why).__name__)}"
+        )
+    return None
 
 
 def part_of_parameters(model: PreTrainedModel) -> dict[str, str]:
@@ -189,14 +347,20 @@ def part_of_parameters(model: PreTrainedModel) -> dict[str, str]:
     A head tied to the embeddings appears once, under the embeddings' name. Raises ValueError for a parameter
     in neither part.
     """
-    family, where = family_of(model), {}
-    for part, paths in (("vision", family.vision), ("language", family.language)):
-        for path in paths:
-            where |= {id(parameter): part for parameter in model.get_submodule(path).parameters()}
-    missing = [name for name, parameter in model.named_parameters() if id(parameter) not in where]
+    family = family_of(model)
+    parts = {name: _part(name, family) for name, _ in model.named_parameters()}
+    missing = [name for name, part in parts.items() if part is None]
     if missing:
         raise ValueError(f"{family.title}: these weights belong to neither part: {', '.join(missing[:5])}")
-    return {name: where[id(parameter)] for name, parameter in model.named_parameters()}
+    return parts
+
+
+def _part(name: str, family: Family) -> str | None:
+    """The part that a module's or a parameter's full name lies in."""
+    for part in PARTS:
+        if any(name == path or name.startswith(f"{path}.") for path in getattr(family, part)):
+            return part
+    return None
 
 
 def lora_targets(model: PreTrainedModel, part: str) -> list[str]:
@@ -204,16 +368,12 @@ def lora_targets(model: PreTrainedModel, part: str) -> list[str]:
     exactly)."""
     import torch
 
-    family = family_of(model)
-    paths = {"vision": family.vision, "language": family.language, "both": family.vision + family.language}[
-        part
-    ]
-    head = model.get_output_embeddings()
+    family, head = family_of(model), model.get_output_embeddings()
+    wanted = PARTS if part == "both" else (part,)
     return [
-        f"{path}.{name}".rstrip(".")  # the path itself where it is a linear layer, as Mllama's projector
-        for path in paths
-        for name, module in model.get_submodule(path).named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head and _part(name, family) in wanted
     ]
 
 

@@ -1,12 +1,13 @@
 """What a frozen model says about the training answers, computed once, so that it need not stay in memory.
 
-Both classes load the model, go once over the samples, and let go of it before training begins. What they keep
-is small: a number per sample, or a hidden state per answer token (1/8 of the logits of a 7B LLaVA) and the
-model's head.
+SequenceLogProbs and AnswerStates load the model, go once over the samples, and let go of it before training
+begins. What they keep is small: a number per sample, or a hidden state per answer token (1/8 of the logits of
+a 7B LLaVA) and the model's head.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -46,7 +47,8 @@ class AnswerStates:
         self.head: torch.nn.Module | None = None
 
         def keep(model, batch: Batch) -> None:
-            self.head = model.get_output_embeddings()
+            # a copy: the loaded weights may be views into the mapped file of the whole model
+            self.head = self.head or copy.deepcopy(model.get_output_embeddings())
             states, rows = label_states(model, batch)  # (N, H), (N,)
             for row, sample_id in enumerate(batch.ids):
                 self.by_id[sample_id] = states[rows == row].cpu()
@@ -61,6 +63,24 @@ class AnswerStates:
         return self.head.to(device)(states).float().log_softmax(dim=-1)
 
 
+class FrozenModel:
+    """The distribution of the model `name` at every position, for --kl_positions all.
+
+    What a padding position says depends on the batch around it, so nothing can be computed before: this keeps
+    a second model in memory, as the released code does.
+    """
+
+    def __init__(self, args, name: str, samples: list[Sample]):
+        from accelerate import PartialState
+
+        self.model = models.load_model(name, args.dtype, args.attn).eval().to(PartialState().device)
+
+    @torch.no_grad()
+    def log_probs(self, batch: Batch) -> torch.Tensor:
+        """(B, T, V) in fp32."""
+        return self.model(**batch.inputs, use_cache=False).logits.float().log_softmax(dim=-1)
+
+
 @torch.no_grad()
 def _go_over(args, name: str, samples: list[Sample], keep: Callable) -> None:
     """Call keep(model, batch) on all samples, the model in eval mode and without an adapter."""
@@ -69,7 +89,7 @@ def _go_over(args, name: str, samples: list[Sample], keep: Callable) -> None:
     state = PartialState()
     processor = models.load_processor(name, args.model_id)
     model = models.load_model(name, args.dtype, args.attn).eval().to(state.device)
-    collate = Collator(processor, models.family_of(model), args.ans_only)
+    collate = Collator.of(args, processor, models.family_of(model))
     size = args.batch_size
     batches = [group[i : i + size] for group in by_modality(samples) for i in range(0, len(group), size)]
     for some in tqdm(

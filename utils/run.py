@@ -25,6 +25,11 @@ def check(args, data: dict[str, list[Sample]], bench) -> None:
     inputs = {"--model_id": args.model_id, "--vanilla_dir": vanilla, "--data_split_dir": args.data_split_dir}
     checkpoint.check_save_dir(args.save_dir, args.problems, inputs, vars(args).get("resume", False))
     check_mask_file(args, vanilla or args.model_id)
+    if args.answer_tokens == "skip_first" and (args.loss_tokens == "all" or not args.ans_only):
+        args.problems.add(
+            "--answer_tokens: skip_first is about a loss on the answer alone; not with --loss_tokens all or"
+            " --ans_only False"
+        )
     if args.save_dir and not args.problems.lines:
         check_resume(args, data)
     args.problems.stop()
@@ -69,7 +74,7 @@ def check_mask_file(args, model_name: str | None) -> None:
 
     empty = models.empty_model(model_name)
     try:
-        mask = Mask.load(path, empty.config.model_type)
+        mask = Mask.load(path, empty.config.model_type, args.mask_names)
         mask.check({name: list(p.shape) for name, p in empty.named_parameters()})
         made_for = mask.about.get("model", {}).get("fingerprint")
         if made_for and made_for != model_fingerprint(Path(model_name)):

@@ -37,12 +37,14 @@ DIVERGED = 3  # exit code of a run whose loss is no longer finite
 
 @dataclass
 class Phase:
-    """One kind of step: which samples, which loss, and which weights may move (all without a mask)."""
+    """One kind of step: which samples, which loss, which weights may move (all without a mask), and whether
+    --max_grad_norm holds."""
 
     name: str
     samples: list[Sample]
     loss: Loss
     mask: Mask | None = None
+    clip: bool = True
 
 
 # ---------------------------------------------------------------- the order of steps
@@ -152,17 +154,20 @@ class Trainer:
     def load_mask(self, path: str) -> Mask:
         """The mask on the device, checked against the loaded model. Its coverage is printed. Ends the run if
         it does not fit."""
-        from utils.masks import Mask, MaskError
+        from utils.masks import Mask, MaskError, Rules
 
-        model = self.accelerator.unwrap_model(self.model)
+        args, model = self.args, self.accelerator.unwrap_model(self.model)
         try:
-            mask = Mask.load(path, model.config.model_type)
+            mask = Mask.load(path, model.config.model_type, args.mask_names)
             mask.check({name: list(p.shape) for name, p in self.parameters.items()})
         except MaskError as why:
             raise SystemExit(f"error: --grad_mask_path: {path}: {why}") from why
+        mask.rules = Rules(args.clip, args.unlisted, args.masked_weights)
         salient, named = mask.count()
         total = sum(p.numel() for p in self.parameters.values())
         self.say(f"mask: forget steps may change {salient:,} of {named:,} weights named, {total:,} in all")
+        if args.unlisted == "train":
+            self.say(f"as released: also the {total - named:,} weights that the mask does not name")
         return mask.to(self.accelerator.device)
 
     # ------------------------------------------------------------ the loop
@@ -195,7 +200,8 @@ class Trainer:
             for number, phase in enumerate(plan[done:], start=done + 1):
                 record = {"step": number, "phase": phase.name, "lr": schedule.get_last_lr()[0]}
                 record |= self._step(phase, next(loaders[phase.name]), number)
-                schedule.step()
+                if args.schedule_every == "step" or number % (len(plan) // args.num_epochs) == 0:
+                    schedule.step()
                 self.losses[phase.name] = record["loss"]
                 record["seconds"] = round(time.monotonic() - self.started, 3)
                 if acc.is_main_process:
@@ -224,7 +230,7 @@ class Trainer:
                     if info is None or k % info.num_workers == info.id:
                         yield whole
 
-        collate = Collator(self.processor, self.family, args.ans_only)
+        collate = Collator.of(args, self.processor, self.family)
 
         def cut(items: list[list[Sample]]) -> list[tuple[Batch, bool]]:
             whole = items[0]
@@ -266,12 +272,15 @@ class Trainer:
         scale = acc.num_processes / count
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         torch._foreach_mul_(gradients, scale)
-        if phase.mask is not None:
+        clip_first = phase.mask is not None and phase.mask.rules.clip == "before_mask"
+        if phase.mask is not None and not clip_first:
             mask_gradients(self.parameters, phase.mask)
-        limit = self.args.max_grad_norm or float("inf")
+        limit = (self.args.max_grad_norm if phase.clip else 0) or float("inf")
         norm = float(acc.clip_grad_norm_(self.parameters.values(), limit))
         if not math.isfinite(norm):
             self._diverged(phase, forwards, number, norm)
+        if clip_first:
+            mask_gradients(self.parameters, phase.mask)
         if phase.mask is not None:
             masked_step(
                 self.optimizer.optimizer, {id(p): name for name, p in self.parameters.items()}, phase.mask
