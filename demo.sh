@@ -20,7 +20,7 @@ case $bench in
         ;;
     clear)
         nano=runs/nano_clear prefix=CLEAR data=$made/CLEAR splits=$made/CLEAR
-        learn=(--batch_size 32 --lr 1e-3 --num_epochs 8 --warmup_ratio 0.05)
+        learn=(--batch_size 32 --lr 1e-3 --num_epochs 30 --warmup_ratio 0.05)
         ;;
     *)
         echo "error: '$bench' is neither mllmu nor clear" >&2
@@ -91,6 +91,9 @@ echo "== 5. The table, the plot and the page"
 results=("${models[@]/#/$nano/}")
 "$PYTHON" eval/table.py "${results[@]}" --csv "$nano/table.csv" --latex "$nano/table.tex" \
     --markdown "$nano/table.md" --plot "$nano/tradeoff.png"
+if [ "$bench" = clear ]; then
+    "$PYTHON" eval/forget_quality.py "${results[@]}" --reference "$nano/reference"
+fi
 "$PYTHON" eval/report.py "${results[@]}" --save_path "$nano/report.html"
 
 cat <<END
