@@ -52,7 +52,7 @@ def retain_loss(model, batch, vanilla):
 
 
 def retain_loss_everywhere(model, batch, vanilla):
-    """As released: KL at every position, padding and pictures included, summed over each sample's.
+    """As released: KL at every position, padding and pictures included, summed per sample.
 
     vanilla: utils.reference.FrozenModel, which gives the vanilla model's log-probabilities (B, T, V).
     """

@@ -198,14 +198,14 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
     preserve, preserve_batches = passes(
         [Plan("retain pictures", data["retain"], every), Plan("text questions", data["text"], language)]
     )
-    masks = {
-        n: ratio_mask(
-            forget.pop(n), preserve.pop(n), (forget_batches[n], preserve_batches[n]), args.threshold
-        )
-        for n in list(forget)
-    }
+    masks = {}
+    for n in list(forget):  # one parameter after the other, its sums freed at once
+        fisher, batches = forget.pop(n), (forget_batches[n], preserve_batches[n])
+        masks[n] = ratio_mask(fisher, preserve.pop(n), batches, args.threshold)
+        if args.mask_kind != "saliency":
+            masks[n] = ablation_mask(args.mask_kind, fisher, masks[n], f"{args.seed}/{n}")
     about = {
-        "kind": "saliency",
+        "kind": args.mask_kind,
         "fisher": args.fisher,
         "threshold": args.threshold,
         "ans_only": args.ans_only,

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from eval import published
 from eval.results import (
     BY_KEY,
     Block,
@@ -80,6 +81,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     p.add_argument(
         "--plot", help="write the trade-off of forgetting and retention here as PNG; default: not drawn"
+    )
+    cli.flag(
+        p,
+        "--published",
+        default=False,
+        help="also print known published numbers beside ours, with their sources; default False",
     )
     return cli.parse(p, argv)
 
@@ -211,6 +218,8 @@ def main(args: argparse.Namespace) -> None:
     # a pipe has no width: tables stay whole there
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print(markdown(results, width))
+    if args.published:
+        print(published.markdown(results))
     if args.csv:
         csv_table(results).to_csv(_parent(args.csv))
     if args.latex:

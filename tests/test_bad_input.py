@@ -176,15 +176,29 @@ def test_what_is_wrong_with_a_model_folder(tmp_path, tiny, nano):
         assert code == 2 and set(flags_of(errors)) == {"--model_id"}
         return errors[0]
 
-    shutil.copytree(tiny["llava"], tmp_path / "gpt")
-    config = json.loads((tmp_path / "gpt" / "config.json").read_text())
-    (tmp_path / "gpt" / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
-    assert "gpt2" in said(tmp_path / "gpt") and "llava" in said(tmp_path / "gpt")
-    (tmp_path / "gpt" / "config.json").write_text("{")
-    assert "not valid JSON" in said(tmp_path / "gpt")
-    (tmp_path / "gpt" / "config.json").write_text(json.dumps(config))
-    (tmp_path / "gpt" / "model.safetensors").unlink()
-    assert "no weights" in said(tmp_path / "gpt")
+    shutil.copytree(tiny["llava"], tmp_path / "bad")
+    config, weights = tmp_path / "bad" / "config.json", tmp_path / "bad" / "model.safetensors"
+    right = json.loads(config.read_text())
+    for wrong, word in (
+        ({"architectures": ["LlavaLlamaForCausalLM"]}, "the Hugging Face form of LLaVA-1.5"),
+        ({"quantization_config": {"load_in_4bit": True}}, "quantized"),
+        ({"model_type": None}, "no model_type"),
+    ):
+        config.write_text(json.dumps(right | wrong))
+        assert word in said(tmp_path / "bad")
+    config.write_text("{")
+    assert "not valid JSON" in said(tmp_path / "bad")
+    config.write_text(json.dumps(right))
+    first, second = (tmp_path / "bad" / f"model-0000{k}-of-00002.safetensors" for k in (1, 2))
+    weights.rename(first)
+    index = tmp_path / "bad" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": first.name, "b": second.name}}))
+    assert f"{second.name} missing" in said(tmp_path / "bad")
+    index.unlink()
+    first.rename(tmp_path / "bad" / "optimizer.bin")
+    assert "no weights" in said(tmp_path / "bad")
+    (tmp_path / "bad" / "adapter_config.json").write_text("{}")
+    assert "merge it" in said(tmp_path / "bad")
     assert "no such model folder" in said(tmp_path / "nowhere")
 
 

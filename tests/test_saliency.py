@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from conftest import RATIO, picture_cell, read_table, run_script, sample, write_table
 
-from data_process.saliency import Plan, fisher_pass, ratio_mask
+from data_process.saliency import Plan, ablation_mask, fisher_pass, ratio_mask
 from utils.cli import Problems
 from utils.collate import Collator
 from utils.losses import token_nll
@@ -141,7 +141,8 @@ def test_masks_name_the_parameters_of_their_part(kind, masks, tiny):
         }
         assert about["salient"] == {n: int(mask.of(n).sum()) for n in mask.bits}
     assert sorted(p.name for p in masks(kind).iterdir()) == [
-        "coverage.json", "mllmu_both_mask.pt", "mllmu_language_mask.pt", "mllmu_vision_mask.pt", "run.json",
+        "coverage.json", "coverage.png", "mllmu_both_mask.pt", "mllmu_language_mask.pt",
+        "mllmu_vision_mask.pt", "run.json",
     ]  # fmt: skip
 
 
@@ -273,3 +274,28 @@ def test_a_loss_that_is_not_finite_writes_no_mask(tiny, nano, tmp_path, monkeypa
             nano / "MLLMMU-Bench", "--forget_ratio", RATIO, "--save_dir", tmp_path / "m",
         )  # fmt: skip
     assert not (tmp_path / "m").exists()
+
+
+# ---------------------------------------------------------------- ablations
+@pytest.mark.parametrize("kind", ["topk", "random"])
+def test_an_ablation_mask_has_the_same_sparsity(kind, nano, tiny, masks, tmp_path):
+    """As many salient weights in every parameter as the saliency mask, but other ones; the file says which kind."""
+    run_script(
+        "data_process/MLLMU_gen_mask.py", "--model_id", tiny["llava"], "--data_split_dir",
+        nano / "MLLMMU-Bench", "--forget_ratio", RATIO, "--save_dir", tmp_path / kind, "--mask_kind", kind,
+    )  # fmt: skip
+    ours = Mask.load(str(masks("llava") / "mllmu_both_mask.pt"), "llava")
+    other = Mask.load(str(tmp_path / kind / "mllmu_both_mask.pt"), "llava")
+    assert (ours.about["kind"], other.about["kind"]) == ("saliency", kind)
+    assert ours.about["salient"] == other.about["salient"]
+    assert any(not torch.equal(ours.bits[n], other.bits[n]) for n in ours.bits)
+
+
+def test_topk_takes_the_largest_and_random_follows_the_seed():
+    forget = torch.tensor([[0.1, 5.0], [3.0, 0.2]])
+    like = torch.tensor([[True, True], [False, False]])
+    assert ablation_mask("topk", forget, like, "0/w").tolist() == [[False, True], [True, False]]
+    big = torch.zeros(1000, dtype=torch.bool)
+    big[:100] = True
+    first, again, other = (ablation_mask("random", big, big, seed) for seed in ("0/w", "0/w", "1/w"))
+    assert torch.equal(first, again) and not torch.equal(first, other) and int(first.sum()) == 100

@@ -271,7 +271,7 @@ def add_forget_args(p: argparse.ArgumentParser) -> None:
     )
 
 
-RELEASED = {  # switch: (values, the first is the default; help). The table is in docs/methods.md, "As released"
+RELEASED = {  # switch: (values, the first is the default; help). Described in docs/methods.md, "As released"
     "loss_tokens": (
         ("labels", "all"),
         "tokens in the loss: what --ans_only says, or all but padding, picture placeholders included",

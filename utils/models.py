@@ -153,15 +153,14 @@ def weight_files(folder: Path) -> list[Path]:
 
 def missing_shards(folder: Path) -> list[str]:
     """Files that the index of a model in pieces names and that are not there."""
-    names: set[str] = set()
-    for index in [
-        *folder.glob("model*.safetensors.index.json"),
-        *folder.glob("pytorch_model*.bin.index.json"),
-    ]:
-        names |= set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if all((folder / name).is_file() for name in names):
-            return []  # one whole set of weights is enough
-    return sorted(name for name in names if not (folder / name).is_file())
+    for whole in ("model.safetensors", "pytorch_model.bin"):  # in the order in which transformers looks
+        index = folder / f"{whole}.index.json"
+        if (folder / whole).is_file():
+            return []
+        if index.is_file():
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            return sorted(name for name in names if not (folder / name).is_file())
+    return []
 
 
 def has_processor(folder: Path) -> bool:
@@ -335,9 +334,8 @@ def why_not(name: str) -> str | None:
     except UnknownParts as why:
         return f"a {config.model_type} model cannot be used: {why}; tested: {', '.join(FAMILIES)}"
     except (OSError, ValueError, ImportError) as why:  # unknown kinds, code of their own, missing packages
-        return (
-            f"transformers cannot build it: {next(filter(None, str(why).splitlines()), type(why).__name__)}"
-        )
+        first = next(filter(None, str(why).splitlines()), type(why).__name__).split(". ")[0]
+        return f"transformers cannot build it: {first}"
     return None
 
 

@@ -1,0 +1,196 @@
+"""Download MLLMU-Bench and CLEAR from the Hugging Face hub to where the suite looks for them.
+
+    python data_process/download.py --benchmark mllmu
+    python data_process/download.py --benchmark clear --forget_ratio 5
+    python data_process/download.py --benchmark mllmu --tables forget_5,retain_95,ft_Data --save_dir data
+    python data_process/download.py --benchmark all --dry_run True
+
+writes <save_dir>/MLLMU-Bench (evaluation tables, dataset MLLMMU/MLLMU-Bench), <save_dir>/MLLMMU-Bench
+(training splits, model repository MLLMMU/baseline_train_split) and <save_dir>/CLEAR (dataset therem/CLEAR).
+Without --tables, the tables that a script of this suite reads. Started again, a broken-off download goes on
+where it was. A token, if the hub asks for one, is taken from the environment variable HF_TOKEN. Afterwards,
+data_process/check_data.py tells whether all is there.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from data_process.published_tables import BENCHMARKS, MLLMU_TRAINING, Repository, Table, chosen, names
+from utils import cli
+from utils.data import parquet_files
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+RESERVE = 200  # MB left free on the disk, for metadata and file system
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    p = cli.parser(__doc__)
+    p.add_argument(
+        "--benchmark", required=True, type=cli.choice(*BENCHMARKS, "all"), help="mllmu, clear or all"
+    )
+    p.add_argument("--save_dir", type=Path, default=Path("data"), help="parent of the folders; default data")
+    add_table_args(p)
+    cli.flag(
+        p, "--dry_run", default=False, help="only say what would be downloaded and its size; default False"
+    )
+    args = cli.parse(p, argv)
+    args.benchmarks = list(BENCHMARKS) if args.benchmark == "all" else [args.benchmark]
+    if args.benchmark and not args.problems.lines:
+        check_table_args(args)
+    if args.save_dir.is_file():
+        args.problems.add(f"--save_dir: {args.save_dir} is a file; give a folder")
+    args.problems.stop()
+    return args
+
+
+def add_table_args(p) -> None:
+    """--tables and --forget_ratio: the same for downloading and for checking."""
+    p.add_argument(
+        "--tables",
+        type=cli.choices(*names(list(BENCHMARKS))),
+        help="only these tables, e.g. forget_5,retain_95; default: those that the suite reads",
+    )
+    p.add_argument(
+        "--forget_ratio",
+        "--forget_split_ratio",
+        type=cli.ratio,
+        help="only the tables that this percentage needs; default: all percentages",
+    )
+
+
+def check_table_args(args: Namespace) -> None:
+    """Add a problem for each table or ratio that none of args.benchmarks has."""
+    there = names(args.benchmarks)
+    for name in args.tables or []:
+        if name not in there:
+            args.problems.add(
+                f"--tables: {'/'.join(args.benchmarks)} has no table {name}; it has {', '.join(there)}"
+            )
+    ratios = {t.ratio for b in args.benchmarks for r in BENCHMARKS[b] for t in r.tables} - {None}
+    if args.forget_ratio is not None and args.forget_ratio not in ratios:
+        known = ", ".join(map(str, sorted(ratios)))
+        args.problems.add(
+            f"--forget_ratio: {args.forget_ratio} is none of {known} ({'/'.join(args.benchmarks)})"
+        )
+
+
+# ---------------------------------------------------------------- plan
+def plan(args: Namespace) -> list[tuple[Repository, list[Table]]]:
+    """Per repository the tables to fetch; repositories that have none of them are left out."""
+    repositories = [r for benchmark in args.benchmarks for r in BENCHMARKS[benchmark]]
+    wanted = [(r, chosen(r, args.tables, args.forget_ratio)) for r in repositories]
+    return [(r, tables) for r, tables in wanted if tables]
+
+
+def missing_megabytes(folder: Path, tables: list[Table]) -> float:
+    """What is still to come, where sizes are known. A table that is there in part counts with the rest."""
+    missing = 0.0
+    for table in tables:
+        here = sum(file.stat().st_size for file in parquet_files(folder / table.name)) / 1e6
+        missing += max(0.0, (table.megabytes or 0) - here)
+    return missing
+
+
+def free_megabytes(folder: Path) -> float:
+    """Free space of the disk that the folder lies or will lie on."""
+    existing = next(p for p in (folder.resolve(), *folder.resolve().parents) if p.exists())
+    return shutil.disk_usage(existing).free / 1e6
+
+
+def show(save_dir: Path, work: list[tuple[Repository, list[Table]]]) -> float:
+    """Print tables and sizes; returns the MB to come."""
+    total = 0.0
+    for repository, tables in work:
+        folder = save_dir / repository.folder
+        coming = missing_megabytes(folder, tables)
+        total += coming
+        print(f"{repository.url} -> {folder}")
+        print("  " + ", ".join(f"{t.name} ({t.size})" for t in tables))
+    print(f"to download: about {total:,.0f} MB; free on the disk: {free_megabytes(save_dir):,.0f} MB")
+    return total
+
+
+# ---------------------------------------------------------------- fetch
+def fetch(repository: Repository, tables: list[Table], folder: Path) -> str | None:
+    """Download the tables; returns None, or in one line why it did not work and what to do."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    ask = f"see {repository.url}; if it asks for permission, get it there and set HF_TOKEN"
+    again = "run the same command again, it goes on where it stopped"
+    try:
+        huggingface_hub.snapshot_download(
+            repository.name,
+            repo_type=repository.kind,
+            local_dir=folder,
+            allow_patterns=[f"{table.name}/*" for table in tables],
+        )
+    except errors.OfflineModeIsEnabled:
+        return (
+            f"{repository.name}: HF_HUB_OFFLINE is set; unset it, or copy the folder here by hand: {folder}"
+        )
+    except errors.GatedRepoError:
+        return f"{repository.name}: not permitted with this token; {ask}"
+    except errors.RepositoryNotFoundError:
+        return f"{repository.name}: not found, or not permitted; {ask}"
+    except errors.LocalEntryNotFoundError:
+        return f"{repository.name}: the hub cannot be reached (offline?); when it can, {again}"
+    except errors.HfHubHTTPError as why:
+        if why.response is not None and why.response.status_code in (401, 403):
+            return f"{repository.name}: not permitted; {ask}"
+        return f"{repository.name}: the hub answered with an error ({_first(why)}); {again}"
+    except (errors.HTTPError, OSError) as why:  # the network in the middle of a file, or the disk
+        return f"{repository.name}: broken off ({_first(why)}); {again}"
+    absent = [table.name for table in tables if not parquet_files(folder / table.name)]
+    if absent:  # offline, the hub's client returns a folder that is there, whatever it holds
+        return f"{repository.name}: did not bring {', '.join(absent)}; offline? Else see {repository.url}"
+    return None
+
+
+def _first(why: BaseException) -> str:
+    return next(iter(str(why).splitlines()), "") or type(why).__name__
+
+
+def main(args: Namespace) -> None:
+    work = plan(args)
+    total = show(args.save_dir, work)
+    if total + RESERVE > free_megabytes(args.save_dir):
+        args.problems.add(
+            f"--save_dir: {args.save_dir} has too little free space; name fewer --tables,"
+            " one --forget_ratio, or another folder"
+        )
+    args.problems.stop()
+    if args.dry_run:
+        return
+    failed = []
+    for repository, tables in work:
+        folder = args.save_dir / repository.folder
+        why = fetch(repository, tables, folder)
+        if why:
+            failed.append(why)
+            if repository is MLLMU_TRAINING:
+                print(f"Without {repository.name} the suite takes these people's questions from ft_Data.")
+        else:
+            print(f"{repository.name}: {len(tables)} tables in {folder}")
+    for line in failed:
+        print(f"error: {line}", file=sys.stderr)
+    print("Next, is it whole?")
+    for benchmark in args.benchmarks:
+        words = [f"--data_dir {args.save_dir / BENCHMARKS[benchmark][0].folder} --benchmark {benchmark}"]
+        words += [f"--tables {','.join(args.tables)}"] if args.tables else []
+        words += [f"--forget_ratio {args.forget_ratio}"] if args.forget_ratio else []
+        print(f"  python data_process/check_data.py {' '.join(words)}")
+    if failed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(parse_args())
