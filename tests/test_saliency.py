@@ -279,7 +279,7 @@ def test_a_loss_that_is_not_finite_writes_no_mask(tiny, nano, tmp_path, monkeypa
 # ---------------------------------------------------------------- ablations
 @pytest.mark.parametrize("kind", ["topk", "random"])
 def test_an_ablation_mask_has_the_same_sparsity(kind, nano, tiny, masks, tmp_path):
-    """As many salient weights in every parameter as the saliency mask, but other ones; the file says which kind."""
+    """As many salient weights in every parameter as the saliency mask has, but other ones."""
     run_script(
         "data_process/MLLMU_gen_mask.py", "--model_id", tiny["llava"], "--data_split_dir",
         nano / "MLLMMU-Bench", "--forget_ratio", RATIO, "--save_dir", tmp_path / kind, "--mask_kind", kind,
