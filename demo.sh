@@ -17,10 +17,12 @@ case $bench in
     mllmu)
         nano=runs/nano prefix=MLLMU data=$made/MLLMU-Bench splits=$made/MLLMMU-Bench
         learn=(--batch_size 32 --lr 1e-3 --num_epochs 8 --warmup_ratio 0.05)
+        declare -A lr=([GA]=1e-4 [GA_Diff]=2e-4 [KL_Min]=2e-4 [NPO]=2e-4 [manifold]=3e-4)
         ;;
     clear)
         nano=runs/nano_clear prefix=CLEAR data=$made/CLEAR splits=$made/CLEAR
         learn=(--batch_size 32 --lr 1e-3 --num_epochs 30 --warmup_ratio 0.05)
+        declare -A lr=([GA]=8e-4 [GA_Diff]=6e-4 [KL_Min]=6e-4 [NPO]=8e-4 [manifold]=7e-4)
         ;;
     *)
         echo "error: '$bench' is neither mllmu nor clear" >&2
@@ -51,7 +53,7 @@ method() {
     local name=$1
     shift
     make "$nano/$name/run.json" "$nano/vanilla/run.json" -- "$PYTHON" "${prefix}_$name.py" "${forget[@]}" \
-        --save_dir "$nano/$name" --batch_size 4 "${train[@]}" "$@"
+        --save_dir "$nano/$name" --batch_size 4 --lr "${lr[$name]}" "${train[@]}" "$@"
 }
 
 evaluate() {
@@ -75,13 +77,10 @@ make "$nano/reference/run.json" "$made/run.json" -- "$PYTHON" "${prefix}_referen
 
 echo "== 3. Forgetting a tenth of the people: four baselines, and MMUnlearner with its saliency mask"
 forget=(--model_id "$original" --vanilla_dir "$nano/vanilla" --data_split_dir "$splits" --forget_ratio 10)
-method GA --lr 1e-4
-method GA_Diff --lr 2e-4
-method KL_Min --lr 2e-4
-method NPO --lr 1e-4
+for name in GA GA_Diff KL_Min NPO; do method "$name"; done
 make "$nano/mask/run.json" "$nano/vanilla/run.json" -- "$PYTHON" "data_process/${prefix}_gen_mask.py" "${forget[@]}" \
     --save_dir "$nano/mask" --batch_size 4
-method manifold --lr 3e-4 --grad_mask_path "$nano/mask/${prefix,,}_both_mask.pt"
+method manifold --grad_mask_path "$nano/mask/${prefix,,}_both_mask.pt"
 
 echo "== 4. What each model still knows"
 models=(vanilla GA GA_Diff KL_Min NPO manifold reference)

@@ -53,6 +53,8 @@ class Answerer:
         self.chat = Chat(processor)
         self.collator = Collator(processor, family, end_of_turn=False)
         ends = {self.tokenizer.convert_tokens_to_ids(self.chat.end), self.tokenizer.eos_token_id}
+        own = model.generation_config.eos_token_id  # Llama and Qwen end a reply in several ways
+        ends |= set(own if isinstance(own, list) else [own]) - {None}
         pad = self.tokenizer.pad_token_id
         # a configuration of our own: the checkpoint's may sample or penalise repetitions
         self.config = GenerationConfig(

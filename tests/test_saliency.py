@@ -252,6 +252,7 @@ def test_gradient_checkpointing_works_in_the_pass(tiny, processors, monkeypatch)
 
     for on in (False, True):
         args = SimpleNamespace(
+            mask_kind="saliency",
             vanilla_dir=None, model_id=str(tiny["llava"]), dtype="fp32", attn="sdpa",
             gradient_checkpointing=on,
             fisher_device="model", ans_only=True, batch_size=2, fisher="batch", threshold=1.0,

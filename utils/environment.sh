@@ -45,7 +45,7 @@ else
             fi
         fi
         echo "installing requirements.txt into .venv (once; some minutes) ..."
-        "$PYTHON" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+        "$PYTHON" -m pip install -qq --disable-pip-version-check -r requirements.txt
     fi
 fi
 export PYTHON
