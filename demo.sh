@@ -17,7 +17,7 @@ case $bench in
     mllmu)
         nano=runs/nano prefix=MLLMU data=$made/MLLMU-Bench splits=$made/MLLMMU-Bench
         learn=(--batch_size 32 --lr 1e-3 --num_epochs 8 --warmup_ratio 0.05)
-        declare -A lr=([GA]=1e-4 [GA_Diff]=2e-4 [KL_Min]=2e-4 [NPO]=2e-4 [manifold]=3e-4)
+        declare -A lr=([GA]=1e-4 [GA_Diff]=3e-4 [KL_Min]=3e-4 [NPO]=1e-4 [manifold]=4e-4)
         ;;
     clear)
         nano=runs/nano_clear prefix=CLEAR data=$made/CLEAR splits=$made/CLEAR
