@@ -13,11 +13,12 @@ bench=${1:-mllmu}
 made=runs/nano/data
 original=$made/untrained
 train=(--seed 42 --lora False)
+export OMP_NUM_THREADS=1    # the same numbers on any number of cores, and two models can train side by side
 case $bench in
     mllmu)
         nano=runs/nano prefix=MLLMU data=$made/MLLMU-Bench splits=$made/MLLMMU-Bench
         learn=(--batch_size 32 --lr 1e-3 --num_epochs 8 --warmup_ratio 0.05)
-        declare -A lr=([GA]=1e-4 [GA_Diff]=3e-4 [KL_Min]=3e-4 [NPO]=1e-4 [manifold]=4e-4)
+        declare -A lr=([GA]=1e-4 [GA_Diff]=1e-4 [KL_Min]=1e-4 [NPO]=1e-4 [manifold]=4e-4)
         ;;
     clear)
         nano=runs/nano_clear prefix=CLEAR data=$made/CLEAR splits=$made/CLEAR
@@ -70,10 +71,16 @@ echo "== 1. The nano benchmark: invented people, drawn portraits, and a tiny LLa
 make "$made/run.json" -- "$PYTHON" data_process/make_nano.py --save_dir "$made"
 
 echo "== 2. The vanilla model learns everybody; the reference model learns everybody but those to forget"
+echo "   (the reference model trains beside the vanilla model; its output: $nano/reference.log)"
+mkdir -p "$nano"
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+make "$nano/reference/run.json" "$made/run.json" -- "$PYTHON" "${prefix}_reference.py" --model_id "$original" \
+    --data_split_dir "$data" --forget_ratio 10 --save_dir "$nano/reference" "${learn[@]}" "${train[@]}" \
+    >"$nano/reference.log" 2>&1 &
+reference=$!
 make "$nano/vanilla/run.json" "$made/run.json" -- "$PYTHON" "${prefix}_finetune.py" --model_id "$original" \
     --data_split_dir "$data" --save_dir "$nano/vanilla" "${learn[@]}" "${train[@]}"
-make "$nano/reference/run.json" "$made/run.json" -- "$PYTHON" "${prefix}_reference.py" --model_id "$original" \
-    --data_split_dir "$data" --forget_ratio 10 --save_dir "$nano/reference" "${learn[@]}" "${train[@]}"
+wait "$reference" || { tail -n 5 "$nano/reference.log" >&2; exit 1; }
 
 echo "== 3. Forgetting a tenth of the people: four baselines, and MMUnlearner with its saliency mask"
 forget=(--model_id "$original" --vanilla_dir "$nano/vanilla" --data_split_dir "$splits" --forget_ratio 10)

@@ -8,7 +8,7 @@ if ! nvidia-smi -L >/dev/null 2>&1; then
     workers=$((${#gpus[@]} < cores ? ${#gpus[@]} : cores))
     gpus=("${gpus[@]:0:workers}")
     gpus=("${gpus[@]/*/}")    # an empty CUDA_VISIBLE_DEVICES for each
-    export OMP_NUM_THREADS=$((cores / workers))
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / workers))}
     echo "no GPU here: $workers workers on $cores CPU cores"
 fi
 workers=${#gpus[@]}
