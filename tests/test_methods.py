@@ -188,12 +188,22 @@ def test_manifold_with_an_all_zeros_mask_is_fine_tuning_on_retain(runs):
     assert not same(zeros, runs("ga_diff", "MLLMU_GA_Diff.py", **flags))
 
 
-@pytest.mark.parametrize("lora", [True, False])
-@pytest.mark.parametrize("method", ["GA_Diff", "KL_Min", "NPO", "reference"])
-def test_every_method_runs_to_a_checkpoint(method, lora, family, tiny, train_args, tmp_path):
-    save_dir = tmp_path / method
-    run_script(f"MLLMU_{method}.py", *train_args(model_id=tiny[family], save_dir=save_dir, lora=lora))
-    before, after = weights(tiny[family]), weights(save_dir)
+@pytest.mark.parametrize("method", ["finetune", "reference", "GA", "GA_Diff", "KL_Min", "NPO", "manifold"])
+@pytest.mark.parametrize("benchmark", ["MLLMU", "CLEAR"])
+def test_every_script_of_every_family_runs_to_a_checkpoint(
+    benchmark, method, family, tiny, nano, train_args, tmp_path
+):
+    """MLLMU-Bench on all weights, CLEAR with LoRA (MMUnlearner always on all weights, with a fresh mask)."""
+    save_dir, model = tmp_path / method, tiny[family]
+    data = {"MLLMU": (nano / "MLLMMU-Bench", RATIO), "CLEAR": (nano / "CLEAR", 10)}[benchmark]
+    where = {"model_id": model, "data_split_dir": data[0], "forget_ratio": data[1]}
+    flags = {"save_dir": save_dir, "lora": benchmark == "CLEAR" and method != "manifold"}
+    if method == "manifold":
+        made = [str(w) for k, v in where.items() for w in (f"--{k}", v)]
+        run_script(f"data_process/{benchmark}_gen_mask.py", *made, "--save_dir", tmp_path / "masks")
+        flags["grad_mask_path"] = tmp_path / "masks" / f"{benchmark.lower()}_language_mask.pt"
+    run_script(f"{benchmark}_{method}.py", *train_args(**where, **flags))
+    before, after = weights(model), weights(save_dir)
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     models.load_processor(str(save_dir))

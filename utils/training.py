@@ -154,8 +154,14 @@ class Trainer:
     def load_mask(self, path: str) -> Mask:
         """The mask on the device, checked against the loaded model. Its coverage is printed. Ends the run if
         it does not fit."""
+        from accelerate.utils import DistributedType
+
         from utils.masks import Mask, MaskError, Rules
 
+        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise SystemExit(
+                "error: --grad_mask_path: FSDP and DeepSpeed cut the weights that a mask is over"
+            )
         args, model = self.args, self.accelerator.unwrap_model(self.model)
         try:
             mask = Mask.load(path, model.config.model_type, args.mask_names)
