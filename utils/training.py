@@ -113,7 +113,7 @@ class Trainer:
     """Loads the vanilla model, steps it, and saves it. `data` are all samples of the run, for its
     manifest."""
 
-    def __init__(self, args, data: dict[str, list[Sample]], model_name: str | None = None):
+    def __init__(self, args, data: dict[str, list[Sample]]):
         import torch
         from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.utils import set_seed
@@ -125,7 +125,7 @@ class Trainer:
         )
         run.check_processes(self.accelerator)
         set_seed(args.seed)
-        self.vanilla = model_name or getattr(args, "vanilla_dir", None) or args.model_id
+        self.vanilla = vars(args).get("vanilla_dir") or args.model_id
         self.processor = models.load_processor(self.vanilla, args.model_id)
         model = models.load_model(self.vanilla, args.dtype, args.attn)
         self.family = models.family_of(model)
@@ -263,7 +263,7 @@ class Trainer:
         total, count = torch.zeros((), device=acc.device), 0
         for k, (batch, counts) in enumerate(forwards):
             last = k == len(forwards) - 1
-            with torch.enable_grad(), _maybe(acc.no_sync, self.model, when=not last):
+            with _maybe(acc.no_sync, self.model, when=not last):
                 terms = phase.loss(self.model, batch.to(acc.device))  # (N,)
                 value = terms.sum() * (1.0 if counts else 0.0)
                 acc.backward(value)
