@@ -38,12 +38,6 @@ def parse_args():
     cli.add_data_args(p, folder="data/CLEAR")
     cli.add_eval_args(p, SPLITS)
     p.add_argument(
-        "--mcq",
-        type=cli.choice("letter", "likelihood"),
-        default="letter",
-        help="how multiple choice is scored; default letter",
-    )
-    p.add_argument(
         "--tasks",
         type=cli.choices(*TASKS),
         default=list(TASKS),

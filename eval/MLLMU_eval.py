@@ -32,12 +32,6 @@ def parse_args():
     cli.add_data_args(p, folder="data/MLLMU-Bench")
     cli.add_eval_args(p, SPLITS)
     p.add_argument(
-        "--mcq",
-        type=cli.choice("letter", "likelihood"),
-        default="letter",
-        help="how multiple choice is scored; default letter",
-    )
-    p.add_argument(
         "--shot",
         type=cli.choice("zero_shot", "few_shot"),
         default="zero_shot",

@@ -404,6 +404,12 @@ def add_eval_args(p: argparse.ArgumentParser, splits: tuple[str, ...]) -> None:
         "--batch_size", type=number(int, 1), default=16, help="questions answered at once; default 16"
     )
     g.add_argument(
+        "--mcq",
+        type=choice("letter", "likelihood"),
+        default="letter",
+        help="how multiple choice is scored; default letter",
+    )
+    g.add_argument(
         "--max_new_tokens", type=number(int, 1), default=50, help="longest reply in tokens; default 50"
     )
     add_compute_args(g)
