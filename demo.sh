@@ -58,7 +58,7 @@ method() {
 }
 
 evaluate() {
-    local flags=(zero_shot --data_split_dir "$data" --mcq likelihood --batch_size 64) gpus=(0 1 2 3)
+    local flags=(zero_shot --data_split_dir "$data" --mcq likelihood) gpus=(0 1 2 3)
     local model=$nano/$1 result=$nano/$1/zero_shot/forget10/results.json
     if [ "$bench" = mllmu ]; then
         make "$result" "$model/run.json" -- bash MLLMU_eval.sh 10 "${gpus[@]}" "$model" "$original" "${flags[@]}"

@@ -81,6 +81,7 @@ def main(args):
             prompt=chat.prompt(mllmu_prompt(question, args.mcq), int(question.picture is not None), turns),
             pictures=pictures,
             letter=choice and args.mcq == "letter",
+            hit=question.truth if question.task == "cloze" else None,
             options=list(question.options.values()) if choice and args.mcq == "likelihood" else None,
         )
 

@@ -1,75 +1,325 @@
-"""Batched greedy replies and option likelihoods, the same in batches of any size as one at a time (in
-fp32)."""
+"""Greedy replies and option likelihoods, the same in batches of any size as one at a time (in fp32).
+
+What questions share is computed once (eval/shared_prefix.py), and a reply ends as soon as its score is
+decided: a multiple-choice reply at its first letter or digit, a cloze reply at the words looked for, any
+other at the end of the turn. Families that transformers alone knows are answered by its `generate`, in plain
+batches.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from utils.collate import Chat, Collator, encode
+from eval.plan import Load
+from eval.shared_prefix import PER_TOKEN, Continued, Prefixes, SharedPrefix, rows_at_once
+from utils.collate import Chat, Collator, PromptLengths, adds_special_tokens, encode
 from utils.data import Picture
 from utils.losses import label_logits
 
 
 @dataclass
 class Request:
-    """A rendered prompt with its pictures in order. `letter`: the reply ends with its first letter or digit.
+    """A rendered prompt with its pictures in order, and what decides its score.
 
+    letter: the reply's first letter or digit. hit: whether these words occur in the reply, ignoring case.
     options: texts whose log-likelihood as the answer is wanted instead of a reply, divided by their length in
-    bytes or in tokens (`per`).
+    bytes or in tokens (`per`). With none of them the reply runs to the end of its turn.
     """
 
     prompt: str
     pictures: list[Picture] = field(default_factory=list)
     letter: bool = False
+    hit: str | None = None
     options: list[str] | None = None
     per: Literal["byte", "token"] = "byte"
+
+    @property
+    def kind(self) -> tuple[bool, bool]:
+        """Requests of one kind go through the model together."""
+        return self.letter, self.options is not None
 
     def loaded(self) -> list:
         return [picture.load() for picture in self.pictures]
 
+    def load(self, lengths: PromptLengths, new: int) -> Load:
+        """What it puts into memory, with replies of at most `new` tokens."""
+        rows = 1 if self.options is None else len(self.options)
+        new = 0 if self.letter or self.options else new  # nearly all are decided by the prompt's forward
+        shared = sum(lengths.picture(picture) for picture in self.pictures)
+        longest = max(self.options or [""], key=len)
+        return Load(tuple(self.pictures), shared, lengths.text(self.prompt + longest) + new, rows)
 
-def batches(requests: Sequence[Request], size: int) -> Iterator[list[int]]:
-    """Indices in batches of like requests: same kind, same number of pictures, similar length, longest
-    first."""
-    kind = lambda r: (len(r.pictures), r.options is not None, r.letter)
-    groups: dict[tuple, list[int]] = {}
-    for i, request in enumerate(requests):
-        groups.setdefault(kind(request), []).append(i)
-    for group in groups.values():
-        group.sort(key=lambda i: (-len(requests[i].prompt), i))
-        yield from (group[i : i + size] for i in range(0, len(group), size))
+    def mean(self, option: str, log_prob: float, tokens: int) -> float:
+        """An option's log-probability by its length."""
+        return log_prob / (tokens if self.per == "token" else len(option.encode()))
 
 
 class Answerer:
     """Answers requests with one model. Replies are greedy, of at most `max_new_tokens` tokens."""
 
     def __init__(self, model, processor, family, max_new_tokens: int):
-        self.model, self.processor, self.tokenizer = model.eval(), processor, processor.tokenizer
-        self.chat = Chat(processor)
-        self.collator = Collator(processor, family, end_of_turn=False)
-        ends = {self.tokenizer.convert_tokens_to_ids(self.chat.end), self.tokenizer.eos_token_id}
+        model.eval()
+        way = SharedAnswers if family.shares_prefix else PlainAnswers
+        self.way = way(model, processor, family, Endings(model, processor), max_new_tokens)
+        self.largest: int | None = None  # requests at once that fitted into memory after some did not
+
+    @torch.inference_mode()
+    def answer(self, requests: list[Request]) -> list[str | list[float]]:
+        """Replies, and for requests with options their scores; all requests have equally many pictures.
+
+        Where the GPU's memory does not suffice, batches are halved, from then on. Raises SystemExit when not
+        even one request fits.
+        """
+        size = min(self.largest or len(requests), len(requests))
+        out = []
+        for start in range(0, len(requests), size):
+            out += self._halving(requests[start : start + size])
+        return out
+
+    def _halving(self, requests: list[Request]) -> list[str | list[float]]:
+        try:
+            return self.way.answer(requests)
+        except torch.OutOfMemoryError as why:
+            if len(requests) == 1:
+                raise SystemExit(f"error: not even one question fits into the GPU's memory: {why}") from why
+            self.largest = len(requests) // 2
+        # outside the handler, whose exception keeps the tensors of the failed batch alive
+        torch.cuda.empty_cache()
+        return self.answer(requests)
+
+
+class Endings:
+    """When a reply's score is decided, token by token."""
+
+    def __init__(self, model, processor):
+        self.tokenizer = tokenizer = processor.tokenizer
         own = model.generation_config.eos_token_id  # Llama and Qwen end a reply in several ways
-        ends |= set(own if isinstance(own, list) else [own]) - {None}
-        pad = self.tokenizer.pad_token_id
+        ends = {tokenizer.convert_tokens_to_ids(Chat(processor).end), tokenizer.eos_token_id}
+        self.ends = (ends | set(own if isinstance(own, list) else [own])) - {None}
+        # <0x41> is an A, unless more such bytes follow that make it a part of something else
+        names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+        self.bytes = {i for i, name in enumerate(names) if re.fullmatch("<0x[0-9A-Fa-f]{2}>", name or "")}
+
+    def decided(self, request: Request, reply: Sequence[int]) -> bool:
+        """Whether no further token can change the score of a reply that was undecided before its last one."""
+        if reply[-1] in self.ends:
+            return True
+        if reply[-1] in self.bytes:
+            return False
+        if request.letter:
+            return any(character.isalnum() for character in self.text(reply))
+        return request.hit is not None and request.hit.lower() in self.text(reply).lower()
+
+    def text(self, reply: Sequence[int]) -> str:
+        return self.tokenizer.decode(reply, skip_special_tokens=True).strip()
+
+
+# ---------------------------------------------------------------- what is shared is computed once
+@dataclass
+class Row:
+    """A prompt, or a prompt with one of its options, behind the prefix `group`.
+
+    tokens: what follows the prefix. labels: the tokens whose likelihood is asked; all but the last are the
+    end of `tokens`. score: their log-probability.
+    """
+
+    request: int  # place among the requests of the call
+    tokens: list[int]
+    labels: list[int] = field(default_factory=list)
+    group: int = -1
+    reply: list[int] = field(default_factory=list)
+    done: bool = False
+    score: float = 0.0
+
+
+class SharedAnswers:
+    """Requests with the same pictures, or of the same kind without any, share the beginning of their
+    prompts."""
+
+    def __init__(self, model, processor, family, endings: Endings, max_new_tokens: int):
+        self.engine = SharedPrefix(model, family)
+        self.processor, self.tokenizer = processor, processor.tokenizer
+        self.collator = Collator(processor, family, end_of_turn=False)
+        self.pictures = set(self.collator.image_ids.tolist())
+        self.endings, self.max_new_tokens = endings, max_new_tokens
+
+    def answer(self, requests: list[Request]) -> list[str | list[float]]:
+        rows, inputs, lengths = self._share(requests)
+        prefixes = self.engine.prefill(inputs, lengths)
+        out: list[str | list[float]] = [[] if r.options is not None else "" for r in requests]
+        with self.engine.attention():
+            self._score(prefixes, [row for row in rows if row.labels])
+            choices = [row for row in rows if requests[row.request].letter]
+            self._first_tokens(prefixes, requests, choices)  # they decide nearly all
+            self._replies(prefixes, requests, [row for row in choices if not row.done])
+            others = [row for row in rows if not (row.labels or requests[row.request].letter)]
+            self._replies(prefixes, requests, others)
+        for row in rows:
+            request = requests[row.request]
+            if row.labels:
+                option = request.options[len(out[row.request])]
+                out[row.request].append(request.mean(option, row.score, len(row.labels)))
+            else:
+                out[row.request] = self.endings.text(row.reply)
+        return out
+
+    # ------------------------------------------------------------ what is shared
+    def _share(self, requests: list[Request]) -> tuple[list[Row], list[dict], list[int]]:
+        """Rows with their prefixes: per prefix the processor's tensors of a prompt that begins with it, and
+        its length in tokens."""
+        groups: dict[tuple, list[tuple[Row, str]]] = {}
+        for i, request in enumerate(requests):
+            for row, text in self._rows(i, request):
+                head = self._behind_pictures(row.tokens) if request.pictures else 0
+                # without pictures, prompts of one kind have most in common (few-shot examples)
+                like = row.tokens[:head] or [*request.kind, row.tokens[0]]
+                key = (tuple(request.pictures), tuple(like))
+                row.tokens = row.tokens[head:]
+                groups.setdefault(key, []).append((row, text))
+        rows, inputs, lengths = [], [], []
+        for group, members in enumerate(groups.values()):
+            first, text = members[0]
+            common = common_length(
+                [row.tokens[: len(row.tokens) - max(1, len(row.labels))] for row, _ in members]
+            )
+            tensors = self._tensors(text, requests[first.request], first)
+            head = tensors["input_ids"].shape[1] - len(first.tokens)
+            for row, _ in members:
+                row.tokens, row.group = row.tokens[common:], group
+                rows.append(row)
+            inputs.append(tensors)
+            lengths.append(head + common)
+        return rows, inputs, lengths
+
+    def _rows(self, place: int, request: Request):
+        """(row with all its tokens, text that begins with them)."""
+        if request.options is None:
+            yield Row(place, self._ids(request.prompt)), request.prompt
+            return
+        for option in request.options:
+            answer = self.collator.chat.answer(option)
+            text = request.prompt + answer
+            ids, count = self._ids(text), self.collator.answer_tokens(text, answer)
+            # the last label needs not be read, and the end of turn, behind it, is no label
+            yield Row(place, ids[:-2], labels=ids[-count:-1]), text
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=adds_special_tokens(self.tokenizer, text))["input_ids"]
+
+    def _behind_pictures(self, ids: list[int]) -> int:
+        return max(i for i, token in enumerate(ids) if token in self.pictures) + 1
+
+    def _tensors(self, text: str, request: Request, row: Row) -> dict[str, torch.Tensor]:
+        """The processor's tensors of the row's tokens. Behind its pictures they must be the tokenizer's."""
+        pictures = [request.loaded()] if request.pictures else []
+        tensors = encode(self.processor, [text], pictures, "right")
+        cut = 2 if row.labels else 0
+        length = tensors["input_ids"].shape[1] - cut
+        tensors = {n: t[:, :length] if n in PER_TOKEN else t for n, t in tensors.items()}
+        tail = tensors["input_ids"][0, length - len(row.tokens) :].tolist()
+        if tail != row.tokens:
+            raise RuntimeError(f"this processor's tokens behind a picture are not its tokenizer's: {text!r}")
+        return tensors
+
+    # ------------------------------------------------------------ the model's answers
+    def _continue(self, prefixes: Prefixes, rows: list[Row], new: int) -> Continued:
+        return self.engine.rows(
+            prefixes, [row.group for row in rows], [row.tokens + row.reply for row in rows], new
+        )
+
+    def _score(self, prefixes: Prefixes, rows: list[Row]) -> None:
+        """The log-probability of each row's labels."""
+        for wave in waves(rows):
+            keep = max(len(row.labels) for row in wave)
+            logits = self._continue(prefixes, wave, new=0).prompt(keep)  # (B, keep, V)
+            for row, own in zip(wave, logits):
+                labels = torch.tensor(row.labels, device=own.device)
+                log_prob = own[keep - len(labels) :].float().log_softmax(-1).gather(1, labels[:, None])
+                row.score = float(log_prob.double().sum())
+
+    def _first_tokens(self, prefixes: Prefixes, requests: list[Request], rows: list[Row]) -> None:
+        for wave in waves(rows):
+            tokens = self._continue(prefixes, wave, new=0).prompt(1)[:, 0].argmax(-1)
+            self._say(requests, wave, tokens)
+
+    def _replies(self, prefixes: Prefixes, requests: list[Request], rows: list[Row]) -> None:
+        """Replies to their ends. Finished rows leave once they are a tenth of the batch."""
+        if not rows:
+            return
+        live = longest_first(rows)
+        state = self._continue(prefixes, live, new=self.max_new_tokens)
+        logits = state.prompt(1)[:, 0]
+        while True:
+            tokens = logits.argmax(-1)
+            self._say(requests, live, tokens)
+            going = [i for i, row in enumerate(live) if not row.done]
+            if not going:
+                return
+            if len(going) <= 0.9 * len(live):
+                chosen = torch.tensor(going, device=tokens.device)
+                state.keep(chosen)
+                live, tokens = [live[i] for i in going], tokens[chosen]
+            logits = state.step(tokens)
+
+    def _say(self, requests: list[Request], rows: list[Row], tokens: torch.Tensor) -> None:
+        """One more token of each reply that is not done."""
+        for row, token in zip(rows, tokens.tolist()):
+            if not row.done:
+                row.reply.append(token)
+                decided = self.endings.decided(requests[row.request], row.reply)
+                row.done = decided or len(row.reply) == self.max_new_tokens
+
+
+def common_length(sequences: Sequence[Sequence[int]]) -> int:
+    """How many first elements all sequences share."""
+    low, high = min(sequences), max(sequences)  # what the extremes share, all share
+    return next((i for i, (a, b) in enumerate(zip(low, high)) if a != b), min(len(low), len(high)))
+
+
+def longest_first(rows: list[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: -len(row.tokens) - len(row.reply))
+
+
+def waves(rows: list[Row]) -> Iterator[list[Row]]:
+    """Rows of similar length, longest first, as many as go through the model at once."""
+    rows = longest_first(rows)
+    while rows:
+        size = rows_at_once(len(rows[0].tokens))
+        yield rows[:size]
+        rows = rows[size:]
+
+
+# ---------------------------------------------------------------- by transformers' generate
+class PlainAnswers:
+    """Every prompt whole, in left-padded batches of one kind: works with any family."""
+
+    def __init__(self, model, processor, family, endings: Endings, max_new_tokens: int):
+        self.model, self.processor, self.endings = model, processor, endings
+        self.collator = Collator(processor, family, end_of_turn=False)
+        pad = processor.tokenizer.pad_token_id
         # a configuration of our own: the checkpoint's may sample or penalise repetitions
         self.config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            eos_token_id=sorted(ends),
-            pad_token_id=min(ends) if pad is None else pad,
+            eos_token_id=sorted(endings.ends),
+            pad_token_id=min(endings.ends) if pad is None else pad,
         )
-        self._first_letter: FirstLetter | None = None
 
-    @torch.inference_mode()
-    def answer(self, requests: list[Request]) -> list[str] | list[list[float]]:
-        """Replies, or for requests with options their scores; all requests of a call are of one kind (see
-        `batches`)."""
-        return self._score(requests) if requests[0].options is not None else self._reply(requests)
+    def answer(self, requests: list[Request]) -> list[str | list[float]]:
+        kinds: dict[tuple, list[int]] = {}
+        for i, request in enumerate(requests):
+            kinds.setdefault(request.kind, []).append(i)
+        answers = {}
+        for (_, scored), places in kinds.items():
+            way = self._score if scored else self._reply
+            answers |= zip(places, way([requests[i] for i in places]))
+        return [answers[i] for i in range(len(requests))]
 
     def _reply(self, requests: list[Request]) -> list[str]:
         pictures = [r.loaded() for r in requests] if requests[0].pictures else []
@@ -77,59 +327,31 @@ class Answerer:
         inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        stop = None
-        if requests[0].letter:
-            self._first_letter = self._first_letter or FirstLetter(self.tokenizer, self.model.device)
-            stop = StoppingCriteriaList([self._first_letter.after(inputs["input_ids"].shape[1])])
+        start = inputs["input_ids"].shape[1]
+        stop = StoppingCriteriaList([Decided(self.endings, requests, start)])
         tokens = self.model.generate(**inputs, generation_config=self.config, stopping_criteria=stop)
-        replies = tokens[:, inputs["input_ids"].shape[1] :]
-        return [text.strip() for text in self.tokenizer.batch_decode(replies, skip_special_tokens=True)]
+        return [self.endings.text(reply) for reply in tokens[:, start:]]
 
     def _score(self, requests: list[Request]) -> list[list[float]]:
-        """Per option: log p(option | prompt) / its length. In bytes as `acc_norm` of the
-        lm-evaluation-harness, in tokens as TOFU's probability. The end of turn does not count."""
         pairs = [(r, option) for r in requests for option in r.options]
         pictures = [r.loaded() for r, _ in pairs] if requests[0].pictures else []
-        batch = self.collator.batch(
-            [r.prompt for r, _ in pairs], [o for _, o in pairs], pictures, [o for _, o in pairs]
-        )
-        batch = batch.to(self.model.device)
-        logits, targets, rows = label_logits(self.model, batch)
+        options = [option for _, option in pairs]
+        batch = self.collator.batch([r.prompt for r, _ in pairs], options, pictures, options)
+        logits, targets, rows = label_logits(self.model, batch.to(self.model.device))
         log_prob = logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1).double()
-        sums = log_prob.new_zeros(len(pairs)).index_add(0, rows, log_prob)
+        sums = log_prob.new_zeros(len(pairs)).index_add(0, rows, log_prob).tolist()
         tokens = torch.bincount(rows, minlength=len(pairs)).tolist()
-        lengths = [n if r.per == "token" else len(option.encode()) for n, (r, option) in zip(tokens, pairs)]
-        scores = iter([s / length for s, length in zip(sums.tolist(), lengths)])
-        return [[next(scores) for _ in r.options] for r in requests]
+        means = iter([r.mean(option, s, n) for (r, option), s, n in zip(pairs, sums, tokens)])
+        return [[next(means) for _ in r.options] for r in requests]
 
 
-class FirstLetter(StoppingCriteria):
-    """A row is finished once a token with a letter or digit was produced: it decides a multiple-choice
-    reply."""
+class Decided(StoppingCriteria):
+    """Ends each reply as `Endings` says."""
 
-    def __init__(self, tokenizer, device):
-        texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], skip_special_tokens=True)
-        self.decides = torch.tensor([any(c.isalnum() for c in text) for text in texts], device=device)
-        self.prompt_length = 0
-
-    def after(self, prompt_length: int) -> FirstLetter:
-        self.prompt_length = prompt_length
-        return self
+    def __init__(self, endings: Endings, requests: list[Request], start: int):
+        self.endings, self.requests, self.start = endings, requests, start
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
-        produced = input_ids[:, self.prompt_length :].clamp(max=len(self.decides) - 1)
-        return self.decides[produced].any(dim=1)
-
-
-def answer_all(
-    answerer: Answerer,
-    requests: Sequence[Request],
-    batch_size: int,
-    done: Callable[[int, str | list[float]], None],
-    bar,
-) -> None:
-    """Answer every request, calling `done(index, reply or scores)` as batches finish."""
-    for indices in batches(requests, batch_size):
-        for i, reply in zip(indices, answerer.answer([requests[i] for i in indices])):
-            done(i, reply)
-        bar.update(len(indices))
+        replies = zip(self.requests, input_ids[:, self.start :].tolist())
+        done = [self.endings.decided(request, reply) for request, reply in replies]
+        return torch.tensor(done, device=input_ids.device)

@@ -1,9 +1,9 @@
-"""The run around an evaluation, the same for every benchmark: checks, shares of work, answers kept on disk,
-merged results.
+"""The run around an evaluation, the same for every benchmark: checks, batches, answers kept on disk, results.
 
-While it runs, answers lie line by line in `<shot>/.forget05.<settings>.partial/`, one file per worker. The
-settings' digest is in the name: a stopped run goes on, and a run with other settings never picks up its
-answers. When all questions are answered they are merged into `<shot>/forget05/`, which appears as a whole.
+While it runs, answers lie in `<shot>/.forget05.<settings>.partial/answers.jsonl`, one line per batch, written
+when the batch is whole. The settings' digest is in the name: a stopped run goes on, and a run with other
+settings never picks up its answers. When all questions are answered, results appear in `<shot>/forget05/`, as
+a whole. Two runs on the same folder exclude each other.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,18 @@ from eval.metrics import (
     summarise,
     truth_scores,
 )
-from utils import checkpoint, models, run
+from utils import checkpoint, models
 from utils.data import Question, fingerprint
+
+ANSWERS = "answers.jsonl"
 
 
 def result_folder(args) -> Path:
-    return Path(args.output_dir or args.evaluated_model) / args.shot / f"forget{args.forget_ratio:02d}"
+    return _evaluation(args.output_dir or args.evaluated_model, args)
+
+
+def _evaluation(model: str, args) -> Path:
+    return Path(model) / args.shot / f"forget{args.forget_ratio:02d}"
 
 
 def check(args, questions: list[Question], bench) -> None:
@@ -41,35 +46,52 @@ def check(args, questions: list[Question], bench) -> None:
     models.check_processor(flags, args.problems)
     if args.evaluated_model and models.local_folder(args.evaluated_model) is None and not args.output_dir:
         args.problems.add("--output_dir is needed where --evaluated_model is not a folder")
-    if args.worker is not None and args.worker >= args.workers:
-        args.problems.add(f"--worker: {args.worker} of {args.workers} workers; count from 0")
+    _check_vanilla(args)
     args.problems.stop()
-    if args.worker is None and not args.merge:
-        for line in bench.notes:
-            print(f"note: {line}")
-        counts = {split: sum(q.split == split for q in questions) for split in args.splits}
-        print("questions: " + ", ".join(f"{split} {n}" for split, n in counts.items()))
+    for line in bench.notes:
+        print(f"note: {line}")
+    counts = {split: sum(q.split == split for q in questions) for split in args.splits}
+    print("questions: " + ", ".join(f"{split} {n}" for split, n in counts.items()))
+
+
+def _check_vanilla(args) -> None:
+    """--vanilla_dir: evaluated already, in the same way."""
+    if not args.vanilla_dir:
+        return
+    kept = _evaluation(args.vanilla_dir, args) / "results.json"
+    if not kept.is_file():
+        args.problems.add(f"--vanilla_dir: no evaluation in {kept.parent}; evaluate the vanilla model first")
+        return
+    before = json.loads(kept.read_text(encoding="utf-8"))
+    for name in ("mcq", "seed"):
+        if before.get(name) != getattr(args, name):
+            args.problems.add(
+                f"--vanilla_dir: it was evaluated with --{name} {before.get(name)}, not {getattr(args, name)}"
+            )
 
 
 def evaluate(
     args, questions: list[Question], request: Callable, bench, examples: Sequence[Question] = ()
 ) -> None:
-    """This worker's share of the questions, or the merge of all shares (or only the checks, which are then
-    done).
+    """Answer all questions and write the results.
 
     request: (question, chat) -> eval.generate.Request; examples: the solved questions that its prompts show.
     """
-    if args.check_only:
-        return
     settings = _settings(args, questions, examples)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     folder = result_folder(args)
-    parts = folder.with_name(f".{folder.name}.{digest}.partial")
-    parts.mkdir(parents=True, exist_ok=True)
-    if not args.merge:
-        _answer_share(args, questions, request, parts)
-    if args.worker is None:
-        _merge(args, questions, settings, parts, folder, bench)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with checkpoint.exclusive(folder.with_name(f".{folder.name}.lock"), f"an evaluation writes {folder}"):
+        parts = folder.with_name(f".{folder.name}.{digest}.partial")
+        parts.mkdir(exist_ok=True)
+        kept = _kept(parts / ANSWERS)
+        finished = {line["id"] for batch in kept for line in batch["predictions"]}
+        todo = [q for q in questions if q.id not in finished]
+        if todo:
+            kept += _answer(args, questions, todo, request, parts / ANSWERS)
+        _write_results(args, questions, settings, kept, folder, bench)
+        for old in folder.parent.glob(f".{folder.name}.*.partial"):
+            shutil.rmtree(old)
 
 
 def _settings(args, questions: list[Question], examples: Sequence[Question]) -> dict[str, Any]:
@@ -87,52 +109,83 @@ def _settings(args, questions: list[Question], examples: Sequence[Question]) -> 
 
 
 def _weights_stamp(folder: Path) -> str:
-    """Changes when the weight files are written anew; cheap, so that --merge need not read them."""
+    """Changes when the weight files are written anew, without reading them."""
     stamps = [f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in models.weight_files(folder)]
     return hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:16]
 
 
-def share_of(questions: list[Question], worker: int, workers: int) -> list[Question]:
-    """Whole people, dealt in turn, so that all workers get about as many questions and a picture stays with
-    one."""
-    order = {unit: i for i, unit in enumerate(dict.fromkeys((q.split, q.person) for q in questions))}
-    return [q for q in questions if order[q.split, q.person] % workers == worker]
-
-
 # ---------------------------------------------------------------- answering
-def _answer_share(args, questions: list[Question], request: Callable, parts: Path) -> None:
-    from tqdm import tqdm
+def _kept(path: Path) -> list[dict[str, Any]]:
+    """The batches on disk. A line that a stop cut short is no batch, and is cut off."""
+    data = path.read_bytes() if path.is_file() else b""
+    whole = data[: data.rfind(b"\n") + 1]  # bytes: texts may hold what str.splitlines takes for a line's end
+    if whole != data:
+        path.write_bytes(whole)
+    return [json.loads(line) for line in whole.split(b"\n")[:-1]]
 
-    worker, workers = (0, 1) if args.worker is None else (args.worker, args.workers)
-    mine = share_of(questions, worker, workers)
-    path = parts / f"worker_{worker}_of_{workers}.jsonl"
-    finished = _finished(parts, own=path)
-    todo = [q for q in mine if q.id not in finished]
-    if not todo:
-        return
-    import torch
 
-    from eval.generate import Answerer, answer_all
+def _answer(
+    args, questions: list[Question], todo: list[Question], request: Callable, path: Path
+) -> list[dict]:
+    """Answer what is still to do, in the batches of the whole list; each is on disk when it is done."""
+    from eval.plan import plan
+    from eval.workers import Setup, answer_batches, devices
+    from utils.collate import Chat, PromptLengths
 
-    started = time.monotonic()
+    places = devices(args.gpus)
     processor = models.load_processor(args.evaluated_model, args.original_model)
-    model = models.load_model(args.evaluated_model, args.dtype, args.attn)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    answerer = Answerer(model, processor, models.family_of(model), args.max_new_tokens)
-    requests = [request(q, answerer.chat) for q in todo]
-    bar = tqdm(
-        total=len(mine), initial=len(mine) - len(todo), unit="question", desc=f"worker {worker}",
-        position=worker, mininterval=1.0,
-    )  # fmt: skip
-    with path.open("a", encoding="utf-8") as file, bar:
-
-        def done(i: int, reply: str | list[float]) -> None:
-            file.write(json.dumps(prediction(todo[i], requests[i], reply), ensure_ascii=False) + "\n")
+    chat = Chat(processor)
+    requests = {q.id: request(q, chat) for q in questions}
+    lengths = PromptLengths(processor, chat)
+    loads = [requests[q.id].load(lengths, args.max_new_tokens) for q in questions]
+    wanted = {q.id for q in todo}
+    batches = [[questions[i] for i in batch] for batch in plan(loads, args.batch_size, args.batch_tokens)]
+    batches = [[q for q in batch if q.id in wanted] for batch in batches]
+    batches = {number: batch for number, batch in enumerate(batches) if batch}
+    setup = Setup(args.evaluated_model, args.original_model, args.dtype, args.attn, args.max_new_tokens)
+    asked = {number: [requests[q.id] for q in batch] for number, batch in batches.items()}
+    out = []
+    with path.open("a", encoding="utf-8") as file, Progress(len(todo), places) as progress:
+        for done in answer_batches(setup, places, asked):
+            batch = batches[done.batch]
+            lines = [
+                prediction(q, requests[q.id], answer) for q, answer in zip(batch, done.answers, strict=True)
+            ]
+            out.append({"worker": done.worker, "cost": done.cost, "predictions": lines})
+            file.write(json.dumps(out[-1], ensure_ascii=False) + "\n")
             file.flush()
+            progress.update(done.worker, len(batch))
+    return out
 
-        answer_all(answerer, requests, args.batch_size, done, bar)
-    cost = {"questions": len(todo), "device": str(model.device), **run.cost(started)}
-    checkpoint.write_json(parts / f"cost_{worker}_of_{workers}.json", cost)
+
+class Progress:
+    """One line per worker: questions answered, its even share of those that are left, and the time they
+    will take."""
+
+    def __init__(self, total: int, places: Sequence[str]):
+        from tqdm import tqdm
+
+        self.left = total
+        self.bars = [
+            tqdm(
+                total=-(-total // len(places)), position=i, unit="question", desc=f"worker {i} ({place})",
+                mininterval=1.0, smoothing=0.1,
+            )
+            for i, place in enumerate(places)
+        ]  # fmt: skip
+
+    def update(self, worker: int, answered: int) -> None:
+        self.left -= answered
+        for i, bar in enumerate(self.bars):
+            bar.total = bar.n + answered * (i == worker) + -(-self.left // len(self.bars))
+        self.bars[worker].update(answered)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_) -> None:
+        for bar in self.bars:
+            bar.close()
 
 
 def prediction(question: Question, request, reply: str | list[float]) -> dict[str, Any]:
@@ -173,35 +226,12 @@ def prediction(question: Question, request, reply: str | list[float]) -> dict[st
     return line | {"scores": truth_scores(right=reply[0], wrong=reply[1:])}
 
 
-def _finished(parts: Path, own: Path | None = None) -> dict[str, dict]:
-    """All answers on disk by question id.
-
-    A line cut short is no answer: cut off the `own` file, which is going to be continued, and passed over in
-    another worker's, which may just be writing it.
-    """
-    found = {}
-    for path in sorted(parts.glob("worker_*.jsonl")):
-        # bytes: a cut may go through a letter, and texts may hold what str.splitlines takes for a line's end
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if path == own and whole != data:
-            path.write_bytes(whole)
-        for line in whole.split(b"\n")[:-1]:
-            answer = json.loads(line)
-            found[answer["id"]] = answer
-    return found
-
-
-# ---------------------------------------------------------------- merging
-def _merge(args, questions: list[Question], settings: dict, parts: Path, folder: Path, bench) -> None:
-    finished = _finished(parts)
-    missing = [q.id for q in questions if q.id not in finished]
-    if missing:
-        share = f"{len(missing)} of {len(questions)}"
-        raise SystemExit(
-            f"error: {share} questions have no answer yet, e.g. {missing[0]}; run the workers again"
-        )
-    lines = [finished[q.id] for q in questions]
+# ---------------------------------------------------------------- results
+def _write_results(
+    args, questions: list[Question], settings: dict, kept: list[dict], folder: Path, bench
+) -> None:
+    answered = {line["id"]: line for batch in kept for line in batch["predictions"]}
+    lines = [answered[q.id] for q in questions]
     fresh = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
@@ -217,14 +247,13 @@ def _merge(args, questions: list[Question], settings: dict, parts: Path, folder:
         **{k: settings[k] for k in ("forget_ratio", "shot", "seed", "mcq")},
         "data": {"folder": str(bench.given), "fingerprint": settings["questions"]},
         "splits": summarise(lines),
+        **_differences(args, lines),
         "settings": settings,
         "versions": checkpoint.versions(),
-        "cost": [json.loads(p.read_text()) for p in sorted(parts.glob("cost_*.json"))],
+        "cost": _cost(kept),
     }
     checkpoint.write_json(fresh / "results.json", results)
     checkpoint.publish(fresh, folder)
-    for old in folder.parent.glob(f".{folder.name}.*.partial"):
-        shutil.rmtree(old)
     for split, tasks in results["splits"].items():
         cells = [
             f"{task} {modality} {_short(task, summary)}"
@@ -233,6 +262,38 @@ def _merge(args, questions: list[Question], settings: dict, parts: Path, folder:
         ]
         print(f"{split:7} {'; '.join(cells)}")
     print(f"saved {folder / 'results.json'}")
+
+
+def _differences(args, lines: list[dict]) -> dict[str, Any]:
+    """Paired differences to the vanilla model, where --vanilla_dir names it."""
+    if not args.vanilla_dir:
+        return {}
+    from eval.intervals import differences
+    from eval.results import read_lines
+
+    vanilla = _evaluation(args.vanilla_dir, args)
+    files = [vanilla / f"predictions_{split}.jsonl" for split in args.splits]
+    theirs = [line for file in files if file.is_file() for line in read_lines(file)]
+    return {
+        "differences": {
+            "vanilla": str(vanilla),
+            "splits": differences(lines, theirs),
+        }
+    }
+
+
+def _cost(kept: list[dict]) -> list[dict[str, Any]]:
+    """Per worker: questions, seconds at work (loading included), peaks of memory; over all runs, if there
+    were stops."""
+    workers: dict[int, dict[str, Any]] = {}
+    for batch in kept:
+        new = batch["cost"]
+        old = workers.setdefault(batch["worker"], {**new, "questions": 0, "seconds": 0.0})
+        old["questions"] += new["questions"]
+        old["seconds"] = round(old["seconds"] + new["seconds"], 1)
+        for name in ("peak_memory_bytes", "peak_gpu_memory_bytes"):
+            old[name] = new[name] and max(old[name] or 0, new[name])
+    return [workers[number] for number in sorted(workers)]
 
 
 def _short(task: str, summary: dict[str, Any]) -> str:

@@ -376,9 +376,7 @@ def test_results_and_workers(evaluate, tiny):
     lines = jsonl(folder / "predictions_forget.jsonl")
     mean = sum(x["scores"]["truth"] for x in lines if x["task"] == "truth_ratio") / 4
     assert cells["truth_ratio"]["image"]["truth"] == pytest.approx(mean, abs=1e-4)
-    for worker in (1, 0):
-        evaluate("two", mcq="likelihood", worker=worker, workers=2)
-    two, _ = evaluate("two", mcq="likelihood", merge=True, workers=2)
+    two, _ = evaluate("two", mcq="likelihood", gpus="0,0", batch_size=8)
     again = jsonl(two / "predictions_forget.jsonl")
     assert [(x["id"], x["reply"], x.get("choice")) for x in lines] == [
         (x["id"], x["reply"], x.get("choice")) for x in again
@@ -396,12 +394,14 @@ def test_probability_and_truth_ratio():
 
 
 def test_summarise_takes_the_means():
-    line = {"id": "x", "split": "forget", "task": "truth_ratio", "modality": "image"}
+    line = {"id": "x", "person": "x", "split": "forget", "task": "truth_ratio", "modality": "image"}
     lines = [line | {"scores": {"truth": t, "truth_ratio": r}} for t, r in ((0.5, 0.5), (0, 2), (0, 1))]
     assert summarise(lines)["forget"]["truth_ratio"]["image"] == {
         "truth": 0.1667,
         "truth_ratio": 1.1667,
         "total": 3,
+        "people": 1,
+        "interval": None,
     }
 
 
@@ -492,11 +492,11 @@ def test_the_shell_script(tiny, mixed, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["05", "95", "m"], "error: expected 8 arguments, got 3"),
+        (["05", "95", "m"], "error: expected at least 5 arguments, got 3"),
         ([], "bash CLEAR_eval.sh forget_ratio retain_ratio"),
         (["05", "90", "m", "m", "0", "0", "0", "0"], "do not add up to 100"),
         (["05", "x", "m", "m", "0", "0", "0", "0"], "do not add up to 100"),
-        (["05", "95", "m", "m", "0", "x", "0", "0"], "'x' is not a GPU id"),
+        (["05", "95", "m", "m", "x", "0"], "'x' is not a GPU id"),
         (["05", "95", "no_model", "m", "0", "0", "0", "0"], "--evaluated_model"),
     ],
 )

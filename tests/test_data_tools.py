@@ -17,15 +17,21 @@ def data(nano, tmp_path) -> Path:
     return Path(shutil.copytree(nano, tmp_path / "data", ignore=shutil.ignore_patterns("untrained")))
 
 
-def check(capsys, *argv) -> tuple[int, str, list[str]]:
-    """(exit code, printed, mistakes) of check_data.py."""
+def run(capsys, script: str, *argv) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a script of data_process."""
     code = 0
     try:
-        run_script("data_process/check_data.py", *argv)
+        run_script(f"data_process/{script}", *argv)
     except SystemExit as stop:
         code = stop.code
     printed = capsys.readouterr()
-    return code, printed.out, [line for line in printed.err.splitlines() if line.startswith("error: ")]
+    return code, printed.out, printed.err
+
+
+def check(capsys, *argv) -> tuple[int, str, list[str]]:
+    """(exit code, printed, mistakes) of check_data.py."""
+    code, out, err = run(capsys, "check_data.py", *argv)
+    return code, out, [line for line in err.splitlines() if line.startswith("error: ")]
 
 
 def one_mistake(capsys, *argv) -> str:
@@ -285,13 +291,7 @@ def hub(monkeypatch, nano):
 
 
 def fetch(capsys, *argv) -> tuple[int, str, str]:
-    code = 0
-    try:
-        run_script("data_process/download.py", *argv)
-    except SystemExit as stop:
-        code = stop.code
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
+    return run(capsys, "download.py", *argv)
 
 
 def test_download_puts_tables_where_the_suite_looks(hub, tmp_path, capsys):

@@ -3,16 +3,18 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import FAMILIES, ROOT, jsonl, picture_cell, read_table, run_script, write_table
 
-from eval.metrics import letter_choice
-from eval.run import share_of
-from utils.data import Question
+from eval.plan import Load, plan
+from utils import checkpoint
 
 EVAL = "eval/MLLMU_eval.py"
 SIZES = [(32, 32), (64, 32), (32, 96), (100, 40), (48, 48)]
@@ -65,17 +67,107 @@ def evaluate(mixed, tiny, tmp_path):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_batches_change_nothing(kind, mcq, shot, evaluate, tiny):
     _, one = evaluate("one", evaluated_model=tiny[kind], mcq=mcq, shot=shot, batch_size=1)
-    _, many = evaluate("many", evaluated_model=tiny[kind], mcq=mcq, shot=shot, batch_size=16)
+    _, many = evaluate("many", evaluated_model=tiny[kind], mcq=mcq, shot=shot, batch_size=32)
     assert len(one) == 5 * 8
     assert len({line["reply"] for line in one}) > 5, "a model that always says the same would show nothing"
-    for a, b in zip(one, many):
+    assert_same(one, many)
+    for line in one:
+        scored = mcq == "likelihood" and line["task"] == "classification"
+        assert bool(line.get("option_scores")) == scored
+    assert {line["modality"] for line in one} == {"image", "text"}
+
+
+def assert_same(one: list[dict], other: list[dict]) -> None:
+    """Everything equal, option scores up to rounding."""
+    for a, b in zip(one, other, strict=True):
         a, b = dict(a), dict(b)
         scores = a.pop("option_scores", {}), b.pop("option_scores", {})
         assert a == b
-        assert scores[0] == pytest.approx(scores[1], abs=2e-5)
-        assert bool(scores[0]) == (mcq == "likelihood" and a["task"] == "classification")
-    pictures = {line["modality"] for line in one}
-    assert pictures == {"image", "text"}
+        assert scores[0] == pytest.approx(scores[1], abs=1.1e-4)
+
+
+@pytest.mark.parametrize("mcq", ["letter", "likelihood"])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_shared_prefixes_change_nothing(kind, mcq, evaluate, tiny, monkeypatch):
+    """Against every prompt whole, one at a time, by transformers' generate."""
+    from dataclasses import replace
+
+    from utils import models
+
+    _, ours = evaluate("ours", evaluated_model=tiny[kind], mcq=mcq, max_new_tokens=12)
+    monkeypatch.setitem(models.FAMILIES, kind, replace(models.FAMILIES[kind], shares_prefix=False))
+    _, plain = evaluate("plain", evaluated_model=tiny[kind], mcq=mcq, max_new_tokens=12, batch_size=1)
+    assert_same(ours, plain)
+
+
+def test_a_picture_is_encoded_once(evaluate, monkeypatch):
+    """The five people's eight questions, half of them about a picture: five pictures, few forwards."""
+    from transformers import LlavaForConditionalGeneration as Llava
+
+    seen, whole = [], Llava.forward
+
+    def forward(self, *args, pixel_values=None, input_ids=None, **kwargs):
+        seen.append((0 if pixel_values is None else len(pixel_values), input_ids.numel()))
+        return whole(self, *args, pixel_values=pixel_values, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(Llava, "forward", forward)
+    evaluate("letters", max_new_tokens=1, batch_size=64)
+    assert sum(pictures for pictures, _ in seen) == 5
+    seen.clear()
+    evaluate("options", mcq="likelihood", max_new_tokens=1, batch_size=64)
+    assert sum(pictures for pictures, _ in seen) == 5, "nor for every option"
+
+
+def test_little_memory(evaluate, monkeypatch):
+    """Batches are halved until they fit, from then on, and the answers are the same."""
+    from eval.generate import SharedAnswers
+
+    _, whole = evaluate("whole")
+    sizes, answer = [], SharedAnswers.answer
+
+    def small(self, requests):
+        sizes.append(len(requests))
+        if len(requests) > 6:
+            raise torch.OutOfMemoryError("out of memory")
+        return answer(self, requests)
+
+    monkeypatch.setattr(SharedAnswers, "answer", small)
+    _, halved = evaluate("halved")
+    assert_same(whole, halved)
+    assert max(sizes) > 12 and sum(size > 6 for size in sizes) <= 3, "what did not fit was not tried again"
+    monkeypatch.setattr(
+        SharedAnswers, "answer", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("x"))
+    )
+    with pytest.raises(SystemExit, match="not even one question fits"):
+        evaluate("none")
+
+
+def loads(pictures: int, each: int, texts: int, tokens: int = 40) -> list[Load]:
+    about = [Load((f"picture {p}",), 100, tokens) for p in range(pictures) for _ in range(each)]
+    return about + [Load((), 0, tokens + i % 7) for i in range(texts)]
+
+
+@pytest.mark.parametrize(("size", "tokens"), [(1, 10**6), (16, 10**6), (64, 1200), (10**6, 1), (200, 10**6)])
+def test_batches_keep_their_limits(size, tokens):
+    asked = loads(pictures=20, each=9, texts=180)
+    batches = plan(asked, size, tokens)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(asked)))
+    for batch in batches:
+        assert len({len(asked[i].pictures) for i in batch}) == 1, "with and without pictures, apart"
+        shown = {asked[i].pictures for i in batch}
+        used = sum(asked[i].tokens for i in batch) + sum(100 for pictures in shown if pictures)
+        assert len(batch) <= size and (used <= tokens or len(batch) == 1)
+
+
+def test_a_pictures_questions_stay_together():
+    asked = loads(pictures=20, each=9, texts=0)
+    batches = plan(asked, batch_size=40, batch_tokens=10**6)
+    homes = {}
+    for number, batch in enumerate(batches):
+        for i in batch:
+            homes.setdefault(asked[i].pictures, set()).add(number)
+    assert all(len(home) == 1 for home in homes.values())
+    assert max(map(len, batches)) == 36 and len(batches[-1]) <= 10, "smaller towards the end"
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -90,13 +182,13 @@ def test_replies_are_greedy(kind, evaluate, tiny, mixed):
 
     _, lines = evaluate("x", evaluated_model=tiny[kind])
     model, processor = load_model(str(tiny[kind])).eval(), load_processor(str(tiny[kind]))
-    answerer = Answerer(model, processor, ALL[kind], 6)
+    way = Answerer(model, processor, ALL[kind], 6).way
     rows = {row["ID"]: row for row in read_table(mixed / "MLLMU-Bench" / "forget_5")}
-    ends = set(answerer.config.eos_token_id)
+    ends = way.endings.ends
     checked = 0
     for line in [line for line in lines if line["task"] == "generation"]:
         image = line["modality"] == "image"
-        assert line["prompt"] == answerer.chat.prompt(_turn(line), int(image))
+        assert line["prompt"] == way.collator.chat.prompt(_turn(line), int(image))
         pictures = [[Picture(rows[line["person"]]["image"]["bytes"], "x").load()]] if image else []
         inputs = encode(processor, [line["prompt"]], pictures, "left")
         start = inputs["input_ids"].shape[1]
@@ -147,25 +239,48 @@ def test_option_scores_by_hand(evaluate, tiny, mixed, processors):
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_stopping_at_the_first_letter_keeps_the_choice(kind, evaluate, tiny, monkeypatch):
+def test_stopping_early_keeps_every_score(kind, evaluate, tiny, monkeypatch):
+    """Replies that go on to the end of the turn say the same at first, and score the same."""
     from eval import generate
 
     _, stopped = evaluate("stopped", evaluated_model=tiny[kind], max_new_tokens=12)
-    monkeypatch.setattr(
-        generate.FirstLetter,
-        "__call__",
-        lambda self, ids, scores, **_: torch.zeros(len(ids), dtype=torch.bool),
-    )
+    monkeypatch.setattr(generate.Endings, "decided", lambda self, request, reply: reply[-1] in self.ends)
     _, whole = evaluate("whole", evaluated_model=tiny[kind], max_new_tokens=12)
     shorter = 0
-    for a, b in zip(stopped, whole):
+    for a, b in zip(stopped, whole, strict=True):
         assert a["choice"] == b["choice"] and a.get("correct") == b.get("correct")
-        if a["task"] == "classification":
-            assert a["choice"] == letter_choice(b["reply"], b["options"])
-            shorter += len(a["reply"]) < len(b["reply"])
-        else:
+        if a["task"] == "generation":
             assert a["reply"] == b["reply"]
+        else:
+            assert b["reply"].startswith(a["reply"])
+            shorter += len(a["reply"]) < len(b["reply"])
     assert shorter > 5, "most replies should have been cut"
+
+
+def test_a_cloze_reply_ends_at_the_hit(processors):
+    from types import SimpleNamespace
+
+    from eval.generate import Endings, Request
+
+    tokenizer = processors["llava"].tokenizer
+    model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=None))
+    endings = Endings(model, processors["llava"])
+    reply = tokenizer("They live in Lisbon, I think", add_special_tokens=False)["input_ids"]
+    cloze, letter = Request("p", hit="lisbon"), Request("p", letter=True)
+    cut = next(n for n in range(1, len(reply) + 1) if endings.decided(cloze, reply[:n]))
+    assert endings.text(reply[:cut]).endswith("Lisbon")
+    assert not any(endings.decided(Request("p"), reply[:n]) for n in range(1, len(reply) + 1))
+    assert endings.decided(Request("p"), [*reply, tokenizer.eos_token_id])
+    texts = {i: tokenizer.decode([i]) for i in set(range(len(tokenizer))) - endings.bytes - endings.ends}
+    dash = next(i for i, text in texts.items() if text.strip() and not any(c.isalnum() for c in text))
+    assert not endings.decided(letter, [dash]) and endings.decided(letter, [dash, *reply[:2]])
+    # a byte that looks like a letter is none when the next one makes nonsense of both
+    a, high = tokenizer.convert_tokens_to_ids(["<0x41>", "<0xC3>"])
+    assert endings.text([a]) == "A" and "A" not in endings.text([a, high])
+    assert not endings.decided(letter, [a]) and endings.decided(letter, [a, dash])
+    assert not endings.decided(letter, [a, high]) and not endings.decided(letter, [a, high, dash])
+    assert not endings.decided(Request("p", hit="a"), [a])
+    assert endings.text([a, dash]).startswith("A")
 
 
 # ---------------------------------------------------------------- results
@@ -220,114 +335,219 @@ def test_few_shot_examples_are_of_nobody_to_forget(evaluate):
         )
 
 
-# ---------------------------------------------------------------- workers
-def questions(people: int, each: int) -> list[Question]:
-    return [
-        Question(f"{p}/{k}", str(p), "forget", "cloze", "text", "q", "t")
-        for p in range(people)
-        for k in range(each)
-    ]
-
-
-@pytest.mark.parametrize(("people", "workers"), [(10, 4), (7, 2), (3, 3), (2, 4), (1, 1)])
-def test_shares_are_even_and_whole(people, workers):
-    asked = questions(people, 18)
-    shares = [share_of(asked, w, workers) for w in range(workers)]
-    assert sorted(q.id for share in shares for q in share) == sorted(q.id for q in asked)
-    assert max(map(len, shares)) - min(map(len, shares)) <= 18
-    assert all(
-        len({q.person for q in a} & {q.person for q in b}) == 0 for a in shares for b in shares if a is not b
+def test_differences_to_vanilla(evaluate, tiny, tmp_path):
+    """Paired with the vanilla model's own evaluation; refused where that is missing or of another kind."""
+    shutil.copytree(tiny["llava"], tmp_path / "vanilla")
+    given = {"mcq": "likelihood", "max_new_tokens": 2}
+    with pytest.raises(SystemExit):
+        evaluate("x", vanilla_dir=tmp_path / "vanilla", **given)
+    evaluate("vanilla", evaluated_model=tmp_path / "vanilla", **given)
+    with pytest.raises(SystemExit):
+        evaluate("x", vanilla_dir=tmp_path / "vanilla", mcq="letter", max_new_tokens=2)
+    folder, _ = evaluate("x", evaluated_model=tiny["other_llava"], vanilla_dir=tmp_path / "vanilla", **given)
+    before, after = (
+        json.loads((path / "zero_shot" / "forget05" / "results.json").read_text())
+        for path in (tmp_path / "vanilla", folder.parents[1])
     )
+    assert Path(after["differences"]["vanilla"]) == tmp_path / "vanilla" / "zero_shot" / "forget05"
+    assert "differences" not in before
+    for modality in ("image", "text"):
+        old, new = (r["splits"]["forget"]["classification"][modality] for r in (before, after))
+        found = after["differences"]["splits"]["forget"]["classification"][modality]
+        assert found["difference"] == pytest.approx(new["accuracy"] - old["accuracy"], abs=0.01)
+        low, high = found["interval"]
+        assert low <= found["difference"] <= high and found["people"] == 5 and found["questions"] == 10
+        assert new["interval"][0] <= new["accuracy"] <= new["interval"][1] and new["people"] == 5
 
 
-@pytest.mark.parametrize("mcq", ["letter", "likelihood"])
-def test_two_workers_are_one(evaluate, mcq):
-    one, _ = evaluate("one", mcq=mcq)
-    for worker in (1, 0):
-        evaluate("two", mcq=mcq, worker=worker, workers=2)
-    two, _ = evaluate("two", mcq=mcq, merge=True, workers=2)
-    a, b = ((folder / "predictions_forget.jsonl").read_bytes() for folder in (one, two))
-    assert a == b
-    splits = [json.loads((folder / "results.json").read_text())["splits"] for folder in (one, two)]
-    assert splits[0] == splits[1]
+# ---------------------------------------------------------------- workers and stops
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_two_workers_are_one(evaluate, tiny, kind, capfd):
+    """The same batches, whoever answers them: files equal byte by byte."""
+    mcq = "likelihood" if kind == "mllama" else "letter"
+    one, _ = evaluate("one", evaluated_model=tiny[kind], mcq=mcq, batch_size=8)
+    two, _ = evaluate("two", evaluated_model=tiny[kind], mcq=mcq, batch_size=8, gpus="0,0")
+    assert_equal_files(one, two)
     cost = json.loads((two / "results.json").read_text())["cost"]
     assert sum(c["questions"] for c in cost) == 40 and len(cost) == 2
+    told = capfd.readouterr().err
+    assert "worker 0 (cpu)" in told and "worker 1 (cpu)" in told
 
 
-def test_a_merge_with_answers_missing_fails(evaluate, tmp_path):
-    evaluate("x", worker=0, workers=2)
-    with pytest.raises(SystemExit, match="16 of 40 questions have no answer"):
-        evaluate("x", merge=True, workers=2)
-    assert not (tmp_path / "x" / "zero_shot" / "forget05").exists()
+def assert_equal_files(one, other) -> None:
+    """Predictions byte by byte; results but for the times."""
+    files = sorted(path.name for path in one.iterdir())
+    assert files == sorted(path.name for path in other.iterdir())
+    for name in files:
+        if name.startswith("predictions_"):
+            assert (one / name).read_bytes() == (other / name).read_bytes()
+    a, b = (json.loads((folder / "results.json").read_text()) for folder in (one, other))
+    assert a.pop("cost") and b.pop("cost")
+    assert a == b
 
 
-def part_file(folder):
-    (part,) = folder.glob(".forget05.*.partial/worker_*.jsonl")
-    return part
+def command(model, data, output, **flags) -> list[str]:
+    given = {
+        "evaluated_model": model, "data_split_dir": data / "MLLMU-Bench", "forget_ratio": 5,
+        "splits": "forget", "max_new_tokens": 6, "output_dir": output, "batch_size": 2,
+    } | flags  # fmt: skip
+    words = [str(word) for flag, value in given.items() for word in (f"--{flag}", value)]
+    return [sys.executable, str(ROOT / EVAL), *words]
+
+
+@pytest.mark.parametrize(("workers", "moments"), [("0", (0, 7)), ("0,0", (3,))])
+def test_a_killed_evaluation_goes_on(evaluate, mixed, tiny, tmp_path, workers, moments):
+    """kill -9 before the first batch is written and after some, then the same command again."""
+    whole, _ = evaluate("whole", batch_size=2)
+    words = command(tiny["llava"], mixed, tmp_path / "x", gpus=workers)
+    for moment in moments:
+        process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        kill_after(process, moment, tmp_path / "x")
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert_equal_files(whole, tmp_path / "x" / "zero_shot" / "forget05")
+    assert [p.name for p in (tmp_path / "x" / "zero_shot").iterdir()] == ["forget05"]
+
+
+def kill_after(process, batches: int, output) -> None:
+    """Kill the process when so many batches are on disk."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        found = list(output.glob("zero_shot/.forget05.*.partial"))
+        answers = found[0] / "answers.jsonl" if found else None
+        if answers and batches <= (answers.read_bytes().count(b"\n") if answers.is_file() else 0):
+            break
+        time.sleep(0.005)
+    assert process.poll() is None, "it ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def stopped(evaluate, monkeypatch, name: str, batches: int, **flags):
+    """An evaluation that fails after some batches. Returns its file of answers."""
+    from eval import workers
+
+    real = workers.answer_batches
+
+    def some(*args):
+        for count, answered in enumerate(real(*args)):
+            if count == batches:
+                raise KeyboardInterrupt
+            yield answered
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(workers, "answer_batches", some)
+        evaluate(name, batch_size=4, **flags)
 
 
 @pytest.mark.parametrize("where", ["line", "letter", "first", "none"])
-def test_a_stopped_evaluation_goes_on(evaluate, tmp_path, where):
-    """Killed in the middle of a line; in the middle of a letter of two bytes; in the first line; between
-    two lines."""
-    whole, _ = evaluate("whole")
-    evaluate("x", worker=0, workers=1)
-    part = part_file(tmp_path / "x" / "zero_shot")
+def test_a_line_that_was_cut(evaluate, monkeypatch, tmp_path, where):
+    """In the middle of a line; of a letter of two bytes; in the first line; between two lines."""
+    whole, _ = evaluate("whole", batch_size=4)
+    stopped(evaluate, monkeypatch, "x", batches=9)
+    (part,) = (tmp_path / "x" / "zero_shot").glob(".forget05.*.partial/answers.jsonl")
     data = part.read_bytes()
     lines = data.splitlines(keepends=True)
-    letter = data.index("ë".encode()) + 1
     cut = {
-        "line": len(b"".join(lines[:20])) + 33,
-        "letter": letter,
+        "line": len(b"".join(lines[:5])) + 33,
+        "letter": data.index("ë".encode()) + 1,
         "first": 5,
-        "none": len(b"".join(lines[:20])),
+        "none": len(b"".join(lines[:5])),
     }[where]
     part.write_bytes(data[:cut])
-    kept = data[:cut].count(b"\n")
-    folder, _ = evaluate("x")
-    assert (folder / "predictions_forget.jsonl").read_bytes() == (
-        whole / "predictions_forget.jsonl"
-    ).read_bytes()
+    folder, _ = evaluate("x", batch_size=4)
+    assert_equal_files(whole, folder)
     cost = json.loads((folder / "results.json").read_text())["cost"]
-    assert [c["questions"] for c in cost] == [40 - kept]
+    assert [c["questions"] for c in cost] == [40], "what earlier runs took counts, too"
 
 
-def test_line_separators_in_texts(evaluate, mixed, tmp_path):
+def test_other_limits_take_kept_answers(evaluate, monkeypatch):
+    """The batch size is free to change between a stop and going on."""
+    _, whole = evaluate("whole")
+    stopped(evaluate, monkeypatch, "x", batches=5)
+    _, lines = evaluate("x", batch_size=7)
+    assert_same(whole, lines)
+
+
+def test_two_runs_exclude_each_other(evaluate, tmp_path):
+    (tmp_path / "x" / "zero_shot").mkdir(parents=True)
+    lock = tmp_path / "x" / "zero_shot" / ".forget05.lock"
+    with checkpoint.exclusive(lock, "somebody writes"), pytest.raises(SystemExit, match="already"):
+        evaluate("x")
+    assert not lock.exists() and not (tmp_path / "x" / "zero_shot" / "forget05").exists()
+    evaluate("x")
+    assert not lock.exists()
+
+
+def test_one_worker_per_gpu(monkeypatch):
+    from eval.workers import devices
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert devices([1, 0, 1]) == ["cuda:1", "cuda:0", "cuda:1"]
+    with pytest.raises(SystemExit, match="--gpus: there is no GPU 5; this process sees 2"):
+        devices([0, 5])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    assert devices([0, 1]) == ["cpu"] * 2 and devices(range(8)) == ["cpu"] * 3
+
+
+def test_a_worker_that_fails(mixed, tiny, tmp_path):
+    """A model that cannot be loaded: one line, no traceback, and nothing that looks like a result."""
+    shutil.copytree(tiny["llava"], tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"not weights")
+    words = command(tmp_path / "broken", mixed, tmp_path / "x", gpus="0,0")
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "error: cannot load the model" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "x" / "zero_shot" / "forget05").exists()
+
+
+def test_a_worker_that_dies(mixed, tiny, tmp_path):
+    """Killed from outside, as the system does for want of memory: the rest is told and kept."""
+    import psutil
+
+    words = command(tiny["llava"], mixed, tmp_path / "x", gpus="0,0", batch_size=1)
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    deadline, children = time.monotonic() + 120, []
+    while len(children) < 2:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+        found = psutil.Process(process.pid).children()
+        children = [child for child in found if "spawn_main" in " ".join(child.cmdline())]
+    children[-1].kill()
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 1 and "died (exit code -9" in told and "Traceback" not in told
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_line_separators_in_texts(evaluate, mixed, monkeypatch, tmp_path):
     """U+2028 and U+0085 end a line for str.splitlines, but stand unescaped in JSON."""
     shutil.copytree(mixed, tmp_path / "data")
     table = tmp_path / "data" / "MLLMU-Bench" / "forget_5"
     rows = read_table(table)[:1]
     rows[0]["Generation_Task"][0]["Question"] = "first\u2028second\x85third?"
     write_table(table, rows, like=table)
-    evaluate("x", data_split_dir=tmp_path / "data", worker=0, workers=1)
-    _, lines = evaluate("x", data_split_dir=tmp_path / "data", merge=True)
+    stopped(evaluate, monkeypatch, "x", batches=1, data_split_dir=tmp_path / "data")
+    (part,) = (tmp_path / "x" / "zero_shot").glob(".forget05.*.partial/answers.jsonl")
+    assert "\u2028" in part.read_text(encoding="utf-8")
+    _, lines = evaluate("x", data_split_dir=tmp_path / "data", batch_size=4)
     assert any(line["question"] == "first\u2028second\x85third?" for line in lines) and len(lines) == 8
 
 
-def test_a_worker_leaves_the_line_that_another_is_writing(evaluate, tmp_path):
-    """Workers start at different times: what is half written in another's file will be whole in a moment."""
-    evaluate("x", worker=0, workers=2)
-    part = part_file(tmp_path / "x" / "zero_shot")
-    half = part.read_bytes()[:-30]
-    part.write_bytes(half)
-    evaluate("x", worker=1, workers=2)
-    assert part.read_bytes() == half
-
-
-def test_other_settings_do_not_take_kept_answers(evaluate, tmp_path):
-    evaluate("x", worker=0, workers=1, max_new_tokens=2)
+def test_other_settings_do_not_take_kept_answers(evaluate, monkeypatch, tmp_path):
+    stopped(evaluate, monkeypatch, "x", batches=5, max_new_tokens=2)
     _, lines = evaluate("x", max_new_tokens=3)
     _, fresh = evaluate("fresh", max_new_tokens=3)
     assert lines == fresh
     assert [p.name for p in (tmp_path / "x" / "zero_shot").iterdir()] == ["forget05"]
 
 
-def test_other_examples_do_not_take_kept_answers(evaluate, mixed, tmp_path):
+def test_other_examples_do_not_take_kept_answers(evaluate, mixed, monkeypatch, tmp_path):
     """The few-shot examples come from Full_Set: when it changes, the prompts do."""
     shutil.copytree(mixed, tmp_path / "data")
     table = tmp_path / "data" / "MLLMU-Bench" / "Full_Set"
     few = {"shot": "few_shot", "data_split_dir": tmp_path / "data", "max_new_tokens": 2}
-    evaluate("x", worker=0, workers=1, **few)
+    stopped(evaluate, monkeypatch, "x", batches=5, **few)
     rows = read_table(table)
     for row in rows:
         for column in ("Generation_Task", "Mask_Task"):
@@ -360,7 +580,7 @@ def shell(*words) -> subprocess.CompletedProcess:
 
 def test_the_shell_script(tiny, mixed, tmp_path):
     done = shell(
-        "05", 0, 0, 0, 0, tiny["llava"], tiny["llava"], "few_shot", "--data_split_dir", mixed / "MLLMU-Bench",
+        "05", 0, 0, 1, tiny["llava"], tiny["llava"], "few_shot", "--data_split_dir", mixed / "MLLMU-Bench",
         "--output_dir", tmp_path, "--max_new_tokens", 2, "--splits", "forget,test",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -372,25 +592,17 @@ def test_the_shell_script(tiny, mixed, tmp_path):
     ) + len(jsonl(folder / "predictions_test.jsonl"))
 
 
-def test_the_shell_script_with_a_broken_model(tiny, mixed, tmp_path):
-    shutil.copytree(tiny["llava"], tmp_path / "broken")
-    (tmp_path / "broken" / "model.safetensors").write_bytes(b"not weights")
-    done = shell(
-        "05", 0, 0, 0, 0, tmp_path / "broken", tiny["llava"], "zero_shot", "--data_split_dir", mixed,
-        "--splits", "forget",
-    )  # fmt: skip
-    assert done.returncode not in (0, 2), done.stderr
-    assert "failed" in done.stderr and not (tmp_path / "broken" / "zero_shot" / "forget05").exists()
-
-
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["05", "0", "0", "0"], "error: expected 8 arguments, got 4"),
+        (["05", "0", "0", "0"], "expected evaluated_model, original_model and shot"),
+        (["05", "0", "m", "m"], "expected evaluated_model, original_model and shot"),
         ([], "bash MLLMU_eval.sh forget_ratio gpu1"),
-        (["05", "0", "x", "0", "0", "m", "m", "zero_shot"], "'x' is not a GPU id"),
+        (["05", "x", "0", "0", "m", "m", "zero_shot"], "'x' is not a GPU id"),
+        (["05", *["0"] * 9, "no_model", "no_model", "zero_shot"], "--gpus"),
         (["7", "0", "0", "0", "0", "no_model", "no_model", "zero_shot"], "--evaluated_model"),
-        (["05", "0", "0", "0", "0", "no_model", "no_model", "one_shot"], "--shot"),
+        (["05", "0", "no_model", "no_model", "one_shot"], "--shot"),
+        (["05", "0", "no_model", "no_model", "zero_shot", "--vanilla_dir", "no_vanilla"], "--vanilla_dir"),
     ],
 )
 def test_the_shell_script_with_wrong_arguments(words, said):

@@ -130,21 +130,22 @@ def test_methods_with_a_reference_on_other_families(method, other, train_args, t
 
 def test_other_families_answer_alike_in_any_batch(other):
     from eval.generate import Answerer, Request
+    from utils.collate import Chat
     from utils.data import Picture
 
     name, folder = other
     processor, model = models.load_processor(str(folder)), models.load_model(str(folder))
-    answerer = Answerer(model, processor, models.family_of(model), max_new_tokens=6)
+    answerer, chat = Answerer(model, processor, models.family_of(model), max_new_tokens=6), Chat(processor)
     words = ("Who is this?", "Which city does this person live in, Paris or Rome?", "Why?")
     pictures = [Picture(cell["bytes"], "x") for cell in CELLS]
-    asked = [Request(answerer.chat.prompt(w, 1), [p]) for w, p in zip(words, pictures)]
+    asked = [Request(chat.prompt(w, 1), [p]) for w, p in zip(words, pictures)]
     assert answerer.answer(asked) == [answerer.answer([r])[0] for r in asked]
     for request in asked:
         request.options = ["Paris", "The River of Light"]
     together = answerer.answer(asked)
     for scores, request in zip(together, asked):
         assert scores == pytest.approx(answerer.answer([request])[0], abs=1e-4)
-    text = [Request(answerer.chat.prompt(w, 0)) for w in words]
+    text = [Request(chat.prompt(w, 0)) for w in words]
     assert answerer.answer(text) == [answerer.answer([r])[0] for r in text], name
 
 
@@ -395,6 +396,7 @@ def test_weights_in_pieces(tiny, masks, train_args, tmp_path):
 def test_generation_settings_of_a_checkpoint(settings, tiny, train_args, tmp_path):
     """Sampling settings neither stop the saving at the end of a run nor change what is evaluated."""
     from eval.generate import Answerer, Request
+    from utils.collate import Chat
 
     shutil.copytree(tiny["qwen2_vl"], tmp_path / "model")
     file = tmp_path / "model" / "generation_config.json"
@@ -404,5 +406,5 @@ def test_generation_settings_of_a_checkpoint(settings, tiny, train_args, tmp_pat
     for folder in (tiny["qwen2_vl"], tmp_path / "model"):
         processor, model = models.load_processor(str(folder)), models.load_model(str(folder))
         answerer = Answerer(model, processor, models.family_of(model), max_new_tokens=8)
-        replies.append(answerer.answer([Request(answerer.chat.prompt("Who lives in Paris?", 0))]))
+        replies.append(answerer.answer([Request(Chat(processor).prompt("Who lives in Paris?", 0))]))
     assert replies[0] == replies[1]

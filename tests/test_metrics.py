@@ -95,8 +95,9 @@ def test_generation_scores_at_the_edges(reply, truth, rouge, bleu):
     assert all(isinstance(value, float) for value in scores.values())
 
 
-def prediction(split, task, modality, **result):
-    return {"id": f"{split}/{task}/{modality}", "split": split, "task": task, "modality": modality, **result}
+def prediction(split, task, modality, person="7", **result):
+    name = f"{split}/{person}/{task}/{modality}"
+    return {"id": name, "person": person, "split": split, "task": task, "modality": modality, **result}
 
 
 def test_summarise_counts_and_means():
@@ -109,18 +110,18 @@ def test_summarise_counts_and_means():
         prediction("retain", "generation", "image", scores={**score, "bleu": 0.2}),
         prediction("retain", "generation", "image", scores={**score, "bleu": 0.2}),
     ]
+    one = {"people": 1, "interval": None}  # tests/test_intervals.py has those of several people
+    means = {"rouge1": 0.5, "rouge2": 0.5, "rougeL": 0.5, "bleu": 0.1667}
     expected = {
         "forget": {
             "classification": {
-                "image": {"correct": 39, "total": 125, "accuracy": 31.2},
-                "text": {"correct": 1, "total": 3, "accuracy": 33.33},
+                "image": {"correct": 39, "total": 125, "accuracy": 31.2, **one},
+                "text": {"correct": 1, "total": 3, "accuracy": 33.33, **one},
             }
         },
         "retain": {
-            "cloze": {"text": {"correct": 1, "total": 1, "accuracy": 100.0}},
-            "generation": {
-                "image": {"rouge1": 0.5, "rouge2": 0.5, "rougeL": 0.5, "bleu": 0.1667, "total": 3}
-            },
+            "cloze": {"text": {"correct": 1, "total": 1, "accuracy": 100.0, **one}},
+            "generation": {"image": {**means, "total": 3, **one}},
         },
     }
     assert summarise(iter(lines)) == expected
@@ -128,12 +129,28 @@ def test_summarise_counts_and_means():
     assert summarise(lines) == expected
 
 
+def test_summarise_takes_the_mean_of_what_a_judge_graded():
+    score = dict.fromkeys(("rouge1", "rouge2", "rougeL", "bleu"), 0.5)
+    grades = [{"factuality": 1}, {"factuality": 10}, {"factuality": 2}, {}]  # the last was not judged
+    lines = [
+        prediction("forget", "generation", "text", person, scores=score | grade)
+        for person, grade in zip("abcd", grades, strict=True)
+    ]
+    entry = summarise(lines)["forget"]["generation"]["text"]
+    assert entry == {
+        **score, "total": 4, "people": 4, "interval": [0.5, 0.5], "factuality": 4.33, "judged": 3,
+    }  # fmt: skip
+    assert "judged" not in summarise(lines[3:])["forget"]["generation"]["text"]
+
+
 def test_summarise_of_nothing_and_of_an_unknown_task():
     assert summarise([]) == {}
-    with pytest.raises(ValueError, match=r"forget/captioning/image.*captioning"):
+    with pytest.raises(ValueError, match=r"forget/7/captioning/image.*captioning"):
         summarise([prediction("forget", "captioning", "image", correct=True)])
 
 
 def test_metrics_import_no_torch():
     code = "import sys, eval.metrics as m; m.generation_scores('a', 'a'); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    code = "import sys, eval.metrics; assert not {'numpy', 'scipy'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

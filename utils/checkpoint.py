@@ -7,9 +7,13 @@ renamed. The training state that --save_steps keeps lies there too.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -72,8 +76,13 @@ def versions() -> dict[str, str]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write the file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write the file whole or not at all."""
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_bytes(content)
     temporary.replace(path)
 
 
@@ -88,3 +97,32 @@ def publish(partial: Path, save_dir: str | Path) -> None:
         shutil.rmtree(old)
     else:
         partial.rename(save_dir)
+
+
+@contextmanager
+def exclusive(lock: Path, doing: str) -> Iterator[None]:
+    """Hold the lock file, which exists only meanwhile. Raises SystemExit where another process holds it.
+
+    The system releases it when the process ends, however it ends. doing: for the message.
+    """
+    while True:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise SystemExit(f"error: {doing} already (it holds {lock}); wait for it, or stop it") from None
+        except OSError as why:  # file systems without locks
+            print(
+                f"note: {lock.parent} cannot be locked ({why.strerror}): start nothing else that writes there"
+            )
+            break
+        # the one who held it before may have removed the file between our opening and our locking it
+        if lock.exists() and lock.stat().st_ino == os.fstat(handle).st_ino:
+            break
+        os.close(handle)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(handle)

@@ -88,6 +88,18 @@ def choices(*names: str) -> Callable:
     return convert
 
 
+def numbers(most: int) -> Callable:
+    """A converter for 1 to `most` whole numbers from 0 on, separated by commas."""
+
+    def convert(text: str):
+        words = [word.strip() for word in text.split(",") if word.strip()]
+        if not 1 <= len(words) <= most or not all(map(str.isdecimal, words)):
+            return Bad(f"'{text}' is no list of 1 to {most} numbers such as 0,1,2,3")
+        return [int(word) for word in words]
+
+    return convert
+
+
 # ---------------------------------------------------------------- parser
 def parser(doc: str) -> argparse.ArgumentParser:
     """An argument parser whose help opens with the script's docstring."""
@@ -384,8 +396,24 @@ def add_mask_args(p: argparse.ArgumentParser) -> None:
     g.add_argument("--seed", type=number(int, 0), default=42, help="recorded with the mask; default 42")
 
 
+def add_filter_args(p: argparse.ArgumentParser, shot: bool = True) -> None:
+    """Which evaluations of the given model folders are taken: --forget_ratio and, with `shot`, --shot."""
+    if shot:
+        p.add_argument(
+            "--shot",
+            type=choice("zero_shot", "few_shot"),
+            help="take only these evaluations of a model folder; default: all",
+        )
+    p.add_argument(
+        "--forget_ratio",
+        "--forget_split_ratio",
+        type=ratio,
+        help="take only evaluations of this percentage; default: all (05 and 5 are the same)",
+    )
+
+
 def add_eval_args(p: argparse.ArgumentParser, splits: tuple[str, ...]) -> None:
-    """Which model is evaluated, on which splits, how, and by how many workers."""
+    """Which model is evaluated, on which splits, how, and on which GPUs."""
     g = p.add_argument_group("evaluation")
     g.add_argument(
         "--evaluated_model", required=True, help="model to evaluate: a folder or a Hugging Face id"
@@ -401,7 +429,25 @@ def add_eval_args(p: argparse.ArgumentParser, splits: tuple[str, ...]) -> None:
         help=f"default {','.join(splits)} (comma-separated)",
     )
     g.add_argument(
-        "--batch_size", type=number(int, 1), default=16, help="questions answered at once; default 16"
+        "--vanilla_dir",
+        help="vanilla model, evaluated before: differences to it, with intervals, are added to the results",
+    )
+    g.add_argument(
+        "--gpus",
+        type=numbers(most=8),
+        default=[0],
+        help="one worker for each of these GPUs, 1 to 8 (comma-separated, an id may be repeated); default 0;"
+        " without a GPU as many CPU workers share the cores",
+    )
+    g.add_argument(
+        "--batch_size", type=number(int, 1), default=256, help="most questions answered at once; default 256"
+    )
+    g.add_argument(
+        "--batch_tokens",
+        type=number(int, 1),
+        default=32768,
+        help="most tokens, replies included, kept in memory at once; default 32768; batches that do not fit"
+        " into the GPU's memory are halved",
     )
     g.add_argument(
         "--mcq",
@@ -419,13 +465,3 @@ def add_eval_args(p: argparse.ArgumentParser, splits: tuple[str, ...]) -> None:
         default=42,
         help="fixes test pictures and few-shot examples; default 42",
     )
-    g.add_argument(
-        "--worker",
-        type=number(int, 0),
-        help="answer only this worker's share, from 0, and do not merge; default: answer all and merge",
-    )
-    g.add_argument(
-        "--workers", type=number(int, 1), default=1, help="how many workers share the questions; default 1"
-    )
-    flag(g, "--merge", default=False, help="only merge the workers' answers into results.json")
-    flag(g, "--check_only", default=False, help="only check the input")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from utils.data import Sample
+from utils.data import Picture, Sample
 
 IGNORE = -100  # label of a token that does not count, as in torch's cross-entropy
 
@@ -126,14 +126,14 @@ class Collator:
         labels = torch.full_like(inputs["input_ids"], IGNORE)  # (B, T)
         lengths = inputs["attention_mask"].sum(1).tolist()
         for row, (text, answer, length) in enumerate(zip(texts, answers, lengths)):
-            start = length - self._answer_tokens(text, answer) + self.skip if self.ans_only else 0
+            start = length - self.answer_tokens(text, answer) + self.skip if self.ans_only else 0
             stop = length if self.end_of_turn else length - 1
             labels[row, start:stop] = inputs["input_ids"][row, start:stop]
         if not self.label_pictures:
             labels[torch.isin(labels, self.image_ids)] = IGNORE
         return Batch(inputs, labels, ids)
 
-    def _answer_tokens(self, text: str, answer: str) -> int:
+    def answer_tokens(self, text: str, answer: str) -> int:
         """How many tokens at the end of `text` hold characters of `answer`.
 
         Counted on the text before pictures are expanded: that changes nothing behind the last picture.
@@ -148,19 +148,40 @@ class Collator:
 
 def encode(processor, texts: list[str], pictures: list[list], padding_side: str) -> dict[str, torch.Tensor]:
     """The processor's tensors for rendered texts and their pictures (one list per text, or none at all)."""
-    bos = processor.tokenizer.bos_token
     return dict(
         processor(
             text=texts,
             images=pictures or None,
             padding=True,
             padding_side=padding_side,
-            add_special_tokens=not (
-                bos and texts[0].startswith(bos)
-            ),  # a template may have written BOS already
+            add_special_tokens=adds_special_tokens(processor.tokenizer, texts[0]),
             return_tensors="pt",
         )
     )
+
+
+def adds_special_tokens(tokenizer, text: str) -> bool:
+    """Whether a rendered text still needs its BOS: a template may have written it already."""
+    return not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
+
+
+class PromptLengths:
+    """How many tokens prompts and pictures take, without running a model."""
+
+    def __init__(self, processor, chat: Chat):
+        self.processor, self.prompt = processor, chat.prompt("q", 1)
+        self.sizes: dict[tuple[int, int], int] = {}
+
+    def text(self, prompt: str) -> int:
+        return len(self.processor.tokenizer(prompt)["input_ids"])
+
+    def picture(self, picture: Picture) -> int:
+        """By its size alone: a picture of every size is tried once."""
+        size = picture.size()
+        if size not in self.sizes:
+            tokens = encode(self.processor, [self.prompt], [[Image.new("RGB", size)]], "right")["input_ids"]
+            self.sizes[size] = tokens.shape[1] - self.text(self.prompt)
+        return self.sizes[size]
 
 
 def picture_ids(processor, chat: Chat, family) -> list[int]:

@@ -10,7 +10,7 @@ import hashlib
 import io
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from utils.cli import Problems
 
 @dataclass(frozen=True)
 class Picture:
-    """An encoded picture and the place it came from, e.g. "forget_5 row 3 (ID 010)"."""
+    """An encoded picture and the place it came from, e.g. "forget_5 row 3 (ID 010)". Pictures are equal where
+    their bytes are."""
 
     data: bytes
-    source: str
+    source: str = field(compare=False)
 
     def load(self):
         """Decode to an RGB `PIL.Image`. Raises OSError for bytes that are not a whole picture."""
@@ -30,6 +31,13 @@ class Picture:
 
         with Image.open(io.BytesIO(self.data)) as image:
             return image.convert("RGB")
+
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels, from the header alone."""
+        from PIL import Image
+
+        with Image.open(io.BytesIO(self.data)) as image:
+            return image.size
 
     def problem(self) -> str | None:
         """Why the picture cannot be read, or None. Decodes all of it, at low resolution where the format

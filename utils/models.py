@@ -34,6 +34,8 @@ class Family:
     image_tokens: what stands for a picture; where none are given, utils.collate.picture_ids finds them.
     old_names: (pattern, replacement) pairs that turn transformers 4 parameter names into today's.
     head_knows_pictures: whether the head has a row for the picture tokens, so that they could be labels.
+    shares_prefix: whether eval/shared_prefix.py knows how its text sees pictures: as earlier tokens, whose
+    positions may be two-dimensional (mrope), or by cross_attention.
     """
 
     title: str
@@ -42,6 +44,9 @@ class Family:
     image_tokens: tuple[str, ...] = ()
     old_names: tuple[tuple[str, str], ...] = ()
     head_knows_pictures: bool = True
+    shares_prefix: bool = False
+    mrope: bool = False
+    cross_attention: bool = False
 
 
 FAMILIES = {
@@ -56,6 +61,7 @@ FAMILIES = {
             (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", "model.vision_tower."),
             (r"^multi_modal_projector\.", "model.multi_modal_projector."),
         ),
+        shares_prefix=True,
     ),
     "qwen2_vl": Family(
         title="Qwen2-VL",
@@ -66,6 +72,8 @@ FAMILIES = {
             (r"^visual\.", "model.visual."),
             (r"^model\.(?!visual\.|language_model\.)", "model.language_model."),
         ),
+        shares_prefix=True,
+        mrope=True,
     ),
     "mllama": Family(
         title="Llama-3.2-Vision",
@@ -78,6 +86,8 @@ FAMILIES = {
             (r"^(vision_model|multi_modal_projector)\.", r"model.\1."),
         ),
         head_knows_pictures=False,
+        shares_prefix=True,
+        cross_attention=True,
     ),
 }
 
@@ -188,6 +198,7 @@ def pick_dtype(name: str) -> torch.dtype:
 def load_model(name: str, dtype: str = "auto", attn: str = "sdpa") -> PreTrainedModel:
     """The model on the CPU. Raises SystemExit naming the model when it is not there, of no use, or not
     whole."""
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText
     from transformers.utils import logging
 
@@ -203,7 +214,7 @@ def load_model(name: str, dtype: str = "auto", attn: str = "sdpa") -> PreTrained
         model, info = AutoModelForImageTextToText.from_pretrained(
             name, dtype=pick_dtype(dtype), attn_implementation=attn, output_loading_info=True
         )
-    except (OSError, ValueError) as why:
+    except (OSError, ValueError, SafetensorError) as why:
         raise SystemExit(f"error: cannot load the model {name}: {str(why).splitlines()[0]}") from why
     if info["missing_keys"]:  # transformers would go on with random numbers in their place
         missing = sorted(info["missing_keys"])

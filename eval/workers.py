@@ -1,0 +1,183 @@
+"""Workers that answer batches of requests: one process per GPU, or this process where there is one.
+
+A worker takes the next batch when it has answered its last, so that all finish together, however long
+replies turn out to be and however fast each GPU is. Nothing is written here: who asked keeps the answers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Any
+
+from utils import models, run
+
+if TYPE_CHECKING:
+    from eval.generate import Request
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker loads."""
+
+    evaluated_model: str
+    original_model: str | None
+    dtype: str
+    attn: str
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A batch's answers, and what they cost: seconds since the worker's last batch, its peaks of memory."""
+
+    worker: int
+    batch: int
+    answers: list[str | list[float]]
+    cost: dict[str, Any]
+
+
+def devices(gpus: Sequence[int]) -> list[str]:
+    """One device per worker. Without a GPU as many CPU workers as GPUs were asked for, up to one per core.
+
+    Raises SystemExit for a GPU that is not there.
+    """
+    import torch
+
+    there = torch.cuda.device_count()
+    if not there:
+        return ["cpu"] * min(len(gpus), len(os.sched_getaffinity(0)))
+    missing = [gpu for gpu in gpus if gpu >= there]
+    if missing:
+        raise SystemExit(f"error: --gpus: there is no GPU {missing[0]}; this process sees {there}, from 0")
+    return [f"cuda:{gpu}" for gpu in gpus]
+
+
+class Worker:
+    """A loaded model on its device."""
+
+    def __init__(self, setup: Setup, device: str, threads: int | None = None):
+        self.started = time.monotonic()
+        import torch
+
+        from eval.generate import Answerer
+
+        if device == "cpu":
+            torch.set_num_threads(threads or torch.get_num_threads())
+            keep_memory()
+        else:
+            torch.cuda.set_device(device)
+        processor = models.load_processor(setup.evaluated_model, setup.original_model)
+        model = models.load_model(setup.evaluated_model, setup.dtype, setup.attn).to(device)
+        self.device = device
+        self.answerer = Answerer(model, processor, models.family_of(model), setup.max_new_tokens)
+
+    def answer(self, requests: list[Request]) -> tuple[list, dict[str, Any]]:
+        answers = self.answerer.answer(requests)
+        cost = {"questions": len(requests), "device": self.device, **run.cost(self.started)}
+        self.started = time.monotonic()  # loading is part of the first batch
+        return answers, cost
+
+
+def keep_memory() -> None:
+    """On a CPU: large pages, and freed memory stays with the process, instead of being mapped and cleared
+    anew for every activation (a tenth of the time, where it was tried). Without effect outside glibc."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it when it first wants a large tensor
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, at its highest
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def answer_batches(
+    setup: Setup, places: Sequence[str], batches: Mapping[int, list[Request]]
+) -> Iterator[Answered]:
+    """The batches' answers as they come, by one worker per device of `places`."""
+    if len(places) > 1:
+        cores = len(os.sched_getaffinity(0)) // len(places)
+        threads = min(int(os.environ.get("OMP_NUM_THREADS", cores)), cores)
+        yield from answer_in_processes(setup, places[: len(batches)], batches, max(1, threads))
+    else:
+        worker = Worker(setup, places[0])
+        for number, requests in batches.items():
+            yield Answered(0, number, *worker.answer(requests))
+
+
+# ---------------------------------------------------------------- several processes
+def answer_in_processes(
+    setup: Setup, places: Sequence[str], batches: Mapping[int, list[Request]], threads: int
+) -> Iterator[Answered]:
+    """The same by one process per place, CPU workers with so many threads each."""
+    context = multiprocessing.get_context("spawn")  # a forked process could not use its GPU
+    queue = iter(batches.items())
+    processes, lines = [], {}
+    try:
+        for number, place in enumerate(places):
+            line, far_end = context.Pipe()
+            process = context.Process(
+                target=_work, args=(far_end, setup, place, threads), name=f"worker {number}", daemon=True
+            )
+            process.start()
+            far_end.close()
+            processes.append(process)
+            lines[line] = number
+        while lines:
+            for line in wait(list(lines)):
+                answered = _received(line, lines[line], processes)
+                if answered is not None:
+                    yield answered
+                following = next(queue, None)
+                with suppress(BrokenPipeError):  # it died since: `_received` will say so
+                    line.send(following)
+                if following is None:
+                    del lines[line]
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _received(line: Connection, number: int, processes: list) -> Answered | None:
+    """A batch's answers, or None from a worker that has loaded its model."""
+    try:
+        message = line.recv()
+    except (EOFError, ConnectionResetError):
+        processes[number].join()
+        code = processes[number].exitcode
+        raise SystemExit(
+            f"error: worker {number} died (exit code {code}; -9: killed, perhaps for want of memory);"
+            " nothing is lost: run the same command again"
+        ) from None
+    if isinstance(message, str):
+        raise SystemExit(f"{message} (worker {number})")
+    return message and Answered(number, *message)
+
+
+def _work(line: Connection, setup: Setup, device: str, threads: int) -> None:
+    """A worker's process: batches in, answers out, until there is nothing more or nobody who asks."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks; it ends this one
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        worker = Worker(setup, device, threads)
+        line.send(None)
+        while (task := line.recv()) is not None:
+            number, requests = task
+            line.send((number, *worker.answer(requests)))
+    except SystemExit as why:
+        line.send(str(why))
+    except (EOFError, BrokenPipeError):
+        sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
