@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from eval.metrics import forget_quality
-from eval.results import Result, load_results
+from eval.results import Result, load_results, read_lines
 from utils import cli
 
 
@@ -24,23 +24,15 @@ def parse_args(argv: list[str] | None = None):
     p = cli.parser(__doc__)
     p.add_argument("results", nargs="*", default=[], help="model folders, or folders with results.json")
     p.add_argument("--reference", required=True, help="folder of the model trained without the forget people")
-    p.add_argument(
-        "--forget_ratio",
-        "--forget_split_ratio",
-        type=cli.ratio,
-        help="take only evaluations of this percentage; default: all (05 and 5 are the same)",
-    )
+    cli.add_filter_args(p, shot=False)
     p.add_argument("--csv", help="write the numbers here; default: not written")
     return cli.parse(p, argv)
 
 
 def truth_ratios(result: Result, problems: cli.Problems) -> dict[str, float]:
     """Truth ratios of the forget split by question; a problem, and none, where there are no such answers."""
-    import json
-
     file = result.folder / "predictions_forget.jsonl"
-    lines = file.read_text(encoding="utf-8").split("\n") if file.is_file() else []
-    answers = [json.loads(line) for line in lines if line]
+    answers = read_lines(file) if file.is_file() else []
     found = {a["id"]: a["scores"]["truth_ratio"] for a in answers if a["task"] == "truth_ratio"}
     if not found:
         problems.add(

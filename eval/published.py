@@ -219,7 +219,7 @@ def _warnings(pairs: list[Pair], sources: dict[tuple, int]) -> list[str]:
             + "; ".join(small)
         )
     if any(p.error is None for p in pairs):
-        lines.append("Scores (ROUGE-L) have no standard error here: results.json holds their means only.")
+        lines.append("Scores (ROUGE-L) get no standard error here; the table has their intervals.")
     return lines
 
 

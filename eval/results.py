@@ -9,10 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from eval import intervals
+from eval.metrics import FACTUALITY, headline
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 SPLITS = ("forget", "test", "retain", "real", "real_faces", "real_world")  # order of the blocks and columns
 SPLIT_TITLES = {"real": "real celebrities", "test": "test (forget people, other pictures)"}
 EVALUATION = re.compile(r"forget\d+")  # folder of a finished evaluation
+FEW_PEOPLE = 10  # with fewer an interval is clearly too narrow: docs/reproducing.md
 INK = "#20242a"  # of the plot; the report swaps it for the text colour of the page
 
 
@@ -39,8 +44,18 @@ class Metric:
 
     @property
     def counted(self) -> bool:
-        """Whether the number is a percentage of questions (else a mean score in 0..1)."""
+        """Whether the number is a percentage of questions (else a mean score)."""
         return self.field == "accuracy"
+
+    @property
+    def total(self) -> str:
+        """The field of results.json that says over how many questions the number is."""
+        return "judged" if self.field == FACTUALITY else "total"
+
+    @property
+    def name(self) -> str:
+        """The title without its unit or measure."""
+        return self.title.removesuffix(" %").removesuffix(" R-L")
 
 
 METRICS = (
@@ -48,6 +63,8 @@ METRICS = (
     Metric("qa", "QA %", "classification", "text", "accuracy", 1),
     Metric("generation_image", "Gen. image R-L", "generation", "image", "rougeL", 3),
     Metric("generation_text", "Gen. text R-L", "generation", "text", "rougeL", 3),
+    Metric("factuality_image", "Fact. image", "generation", "image", FACTUALITY, 2),  # 1..10, from a judge
+    Metric("factuality_text", "Fact. text", "generation", "text", FACTUALITY, 2),
     Metric("cloze_image", "Cloze image %", "cloze", "image", "accuracy", 1),
     Metric("cloze_text", "Cloze text %", "cloze", "text", "accuracy", 1),
     Metric("probability_image", "Prob. image", "probability", "image", "probability", 3),
@@ -58,9 +75,9 @@ METRICS = (
 BY_KEY = {metric.key: metric for metric in METRICS}
 
 
-@dataclass
+@dataclass(eq=False)
 class Result:
-    """One evaluation of one model: one row."""
+    """One evaluation of one model: one row. Hashed by identity: what is worked out for it is kept."""
 
     folder: Path  # holds results.json and predictions_<split>.jsonl
     method: str
@@ -73,6 +90,8 @@ class Result:
     data_folder: Path | None
     is_vanilla: bool = False
     label: str = ""
+    differences: dict[str, Any] = field(default_factory=dict)  # as results.json has them; {} without
+    judge: str | None = None  # who graded the generated answers, and by which prompt
 
     @property
     def model_dir(self) -> Path:
@@ -89,12 +108,66 @@ class Result:
         return f"{self.benchmark}, forget {self.forget_ratio} %, {self.shot}, mcq by {self.mcq}"
 
     def entry(self, split: str, metric: Metric) -> dict[str, float] | None:
-        """The numbers of one cell as results.json has them, None where it has none."""
-        return self.splits.get(split, {}).get(metric.task, {}).get(metric.modality)
+        """The numbers of one cell as results.json has them, None where it lacks the metric's number."""
+        entry = self.splits.get(split, {}).get(metric.task, {}).get(metric.modality)
+        return entry if entry is not None and metric.field in entry else None
 
     def value(self, split: str, key: str) -> float | None:
         entry = self.entry(split, BY_KEY[key])
         return None if entry is None else entry[BY_KEY[key].field]
+
+    def interval(self, split: str, metric: Metric) -> tuple[float, float] | None:
+        """95 % bootstrap interval over people of one cell's number, in its unit; None where it is not known.
+
+        From results.json, or from the prediction files where it does not hold the interval.
+        """
+        return _interval(self, split, metric)
+
+    def people(self, split: str, metric: Metric) -> int | None:
+        """How many people one cell's questions are about; None where it is not known."""
+        entry, scores = self.entry(split, metric), self.scores(split, metric)
+        if entry is None:
+            return None
+        if metric.field == headline(metric.task) and "people" in entry:
+            return entry["people"]
+        return len({person for person, _ in scores.values()}) if scores else None
+
+    def scores(self, split: str, metric: Metric) -> intervals.Scores | None:
+        """The score of every question of one cell; None without prediction files of it."""
+        return self.answers.get((split, metric.task, metric.modality, metric.field))
+
+    @cached_property
+    def answers(self) -> dict[intervals.Cell, intervals.Scores]:
+        """All predictions_<split>.jsonl beside results.json; empty without such files.
+
+        Raises ValueError, naming the file, where one cannot be read.
+        """
+        cells: dict[intervals.Cell, intervals.Scores] = {}
+        for file in sorted(self.folder.glob("predictions_*.jsonl")):
+            try:
+                cells |= intervals.by_cell(read_lines(file))
+            except KeyError as error:
+                raise ValueError(f"{file} has a line without {error}") from error
+        return cells
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A method's number minus vanilla's over the questions that both answered, with its interval over people.
+
+    In points for percentages, else in the unit of the score.
+    """
+
+    value: float
+    low: float
+    high: float
+    people: int
+    questions: int
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval excludes 0."""
+        return self.low > 0 or self.high < 0
 
 
 def lower_is_better(split: str, metric: Metric) -> bool:
@@ -168,6 +241,8 @@ def _read(file: Path, argument: str, problems: Problems) -> Result | None:
             seed=data.get("seed"),
             splits=data["splits"],
             data_folder=Path(data["data"]["folder"]) if "data" in data else None,
+            differences=data.get("differences", {}),
+            judge=_judge(data),
         )
     except json.JSONDecodeError as error:
         problems.add(f"{argument}: .../{shown} is not valid JSON ({error}); run that evaluation again")
@@ -179,6 +254,25 @@ def _read(file: Path, argument: str, problems: Problems) -> Result | None:
         return None
     result.method = result.method or result.model_dir.name
     return result
+
+
+def read_answers(results: Iterable[Result], problems: Problems) -> None:
+    """Read the prediction files; what cannot be read is added to `problems`."""
+    for result in results:
+        try:
+            _ = result.answers
+        except ValueError as error:
+            problems.add(f"results: {error}; run that evaluation again")
+
+
+def read_lines(file: Path) -> Iterator[dict]:
+    """The lines of a predictions_<split>.jsonl. Raises ValueError, naming file and line, for what is none."""
+    with file.open(encoding="utf-8") as lines:
+        for number, text in enumerate(lines, start=1):
+            try:
+                yield json.loads(text)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{file}, line {number}: not valid JSON ({error})") from error
 
 
 def _name_rows(results: list[Result]) -> None:
@@ -208,6 +302,44 @@ def vanilla_of(result: Result, results: Iterable[Result]) -> Result | None:
     return next((other for other in results if other.is_vanilla and other.setting == result.setting), None)
 
 
+@cache
+def _interval(result: Result, split: str, metric: Metric) -> tuple[float, float] | None:
+    entry = result.entry(split, metric)
+    if entry is None:
+        return None
+    if metric.field == headline(metric.task) and "interval" in entry:
+        bounds = entry["interval"]
+    else:
+        scores = result.scores(split, metric) or {}
+        bounds = intervals.rounded(intervals.interval(scores.values()), metric.field)
+    return tuple(bounds) if bounds else None
+
+
+@cache
+def difference(result: Result, vanilla: Result, split: str, metric: Metric) -> Difference | None:
+    """How far one cell of `result` is from vanilla's, paired over people, on the questions of both.
+
+    From the two results' prediction files; without them from results.json, if its differences are to this
+    vanilla. None where neither has it, where no question is shared, and with one person.
+    """
+    own, base = result.scores(split, metric), vanilla.scores(split, metric)
+    if own is not None and base is not None:
+        found = intervals.difference(own, base, metric.field)
+    else:
+        found = _stored_difference(result, vanilla, split, metric)
+    if found is None or found["interval"] is None:
+        return None
+    return Difference(found["difference"], *found["interval"], found["people"], found["questions"])
+
+
+def _stored_difference(result: Result, vanilla: Result, split: str, metric: Metric) -> dict | None:
+    if metric.field != headline(metric.task) or not result.differences:
+        return None
+    if Path(result.differences["vanilla"]).resolve() != vanilla.folder:
+        return None
+    return result.differences["splits"].get(split, {}).get(metric.task, {}).get(metric.modality)
+
+
 def title(results: Sequence[Result]) -> str:
     """What the numbers are of, in one line; nano numbers say that they are nano."""
     parts = [
@@ -224,16 +356,28 @@ def nano(results: Iterable[Result]) -> bool:
 
 
 def remarks(results: Sequence[Result]) -> list[str]:
-    """What a reader must know before comparing rows: mixed settings, no vanilla, other question counts."""
+    """What a reader must know before comparing rows: mixed settings, other questions, splits too small."""
+    return [*_setting_remarks(results), *_vanilla_remarks(results), *_small_splits(results)]
+
+
+def _judge(data: dict[str, Any]) -> str | None:
+    """The judge of a results.json, as eval/judge.py describes it."""
+    judge = data.get("judge")
+    return judge and f"{' and '.join(judge['served'] or [judge['model']])}, prompt {judge['prompt']}"
+
+
+def _setting_remarks(results: Sequence[Result]) -> list[str]:
     lines = []
     for name, of in (
         ("benchmarks", lambda r: r.benchmark),
         ("forget ratios", lambda r: f"{r.forget_ratio} %"),
         ("multiple-choice rules", lambda r: r.mcq),
+        ("judges", lambda r: r.judge),
     ):
         groups = defaultdict(list)
         for result in results:
-            groups[of(result)].append(result.label)
+            if of(result) is not None:
+                groups[of(result)].append(result.label)
         if len(groups) > 1:
             rows = "; ".join(f"{value}: {', '.join(labels)}" for value, labels in groups.items())
             lines.append(f"warning: rows of different {name} are not comparable ({rows})")
@@ -242,9 +386,16 @@ def remarks(results: Sequence[Result]) -> list[str]:
             "Prob. is the answer's probability per token. Truth is max(0, 1 − truth ratio): near 1 where"
             " wrong answers are unlikely beside the right one, 0 where they are not."
         )
+    judged = [metric for metric in METRICS if metric.field == FACTUALITY]
+    if any(result.entry(split, metric) for result in results for split in result.splits for metric in judged):
+        lines.append("Fact. is a judge's mean grade of the generated answers, 1 to 10.")
+    return lines
+
+
+def _vanilla_remarks(results: Sequence[Result]) -> list[str]:
     if not any(result.is_vanilla for result in results):
-        lines.append('No vanilla row (method "vanilla", or --vanilla FOLDER), so no differences are given.')
-        return lines
+        return ['No vanilla row (method "vanilla", or --vanilla FOLDER), so no differences are given.']
+    lines = []
     alone = [r.label for r in results if not r.is_vanilla and vanilla_of(r, results) is None]
     if alone:
         lines.append(
@@ -256,33 +407,108 @@ def remarks(results: Sequence[Result]) -> list[str]:
         lines.append(
             f"warning: several vanilla rows, the first is used (choose by --vanilla): {', '.join(twice)}"
         )
-    other = [r.label for r in results if (base := vanilla_of(r, results)) and _totals(r) != _totals(base)]
+    other = [r.label for r in results if (base := vanilla_of(r, results)) and _other_questions(r, base)]
     if other:
         lines.append(f"warning: other questions or question counts than vanilla in {', '.join(other)}")
     return lines
 
 
-def _totals(result: Result) -> dict[tuple[str, str], int]:
-    cells = {(split, m.key): result.entry(split, m) for split in result.splits for m in METRICS}
-    return {key: int(entry["total"]) for key, entry in cells.items() if entry}
+def _other_questions(result: Result, vanilla: Result) -> bool:
+    """Whether some cell is over other questions than vanilla's, in number or as the prediction files say."""
+    for split in {*result.splits, *vanilla.splits}:
+        for metric in METRICS:
+            own, base = result.entry(split, metric), vanilla.entry(split, metric)
+            if own is None or base is None:
+                # what a judge has graded of only one of them is still the same questions
+                if own is not base and metric.field != FACTUALITY:
+                    return True
+                continue
+            scores = result.scores(split, metric), vanilla.scores(split, metric)
+            if own[metric.total] != base[metric.total] or (
+                all(scores) and scores[0].keys() != scores[1].keys()
+            ):
+                return True
+    return False
+
+
+def _small_splits(results: Sequence[Result]) -> list[str]:
+    """One warning per split that is too small for what is shown of it, naming the cells."""
+    lines = []
+    for split in splits_of(results):
+        asked: list[tuple[int, int]] = []  # people and questions, of every cell
+        doubtful: list[tuple[int, int]] = []  # and of the cells named
+        named: dict[str, dict[str, list[str]]] = {"unclear": {}, "flat": {}}  # doubt -> column -> rows
+        for metric in METRICS:
+            for result in results:
+                cell, people = _cell(result, results, split, metric), result.people(split, metric)
+                if people is None:
+                    continue
+                asked.append((people, cell["total"]))
+                if doubt := _doubt(cell, metric):
+                    doubtful.append(asked[-1])
+                    named[doubt].setdefault(metric.name, []).append(result.label)
+        few = any(people < FEW_PEOPLE for people, _ in asked)
+        parts = ["too few for an interval to mean much"] if few else []
+        if named["unclear"]:
+            parts.append(f"no clear difference to vanilla in {_columns(named['unclear'], results)}")
+        if named["flat"] and not few:
+            parts.append(
+                f"all people alike, so the interval has no width and proves little, in"
+                f" {_columns(named['flat'], results)}"
+            )
+        if parts:
+            people, questions = zip(*(asked if few else doubtful))
+            about = f"{_span(people, 'person', 'people')}, {_span(questions, 'question', 'questions')}"
+            lines.append(f"warning: {split} ({about}): {'; '.join(parts)}")
+    return lines
+
+
+def _doubt(cell: dict[str, float], metric: Metric) -> str | None:
+    """What speaks against the interval that a cell shows, the difference's or else the value's own.
+
+    "unclear": it holds 0 though a difference is shown; "flat": it has no width, since all people score alike.
+    """
+    name = "difference_" if "difference" in cell else ""
+    low, high = cell.get(f"{name}low"), cell.get(f"{name}high")
+    if low is None or (name and _is_zero(cell["difference"], metric)):
+        return None
+    if name and low <= 0 <= high:
+        return "unclear"
+    return "flat" if low == high else None
+
+
+def _columns(found: dict[str, list[str]], results: Sequence[Result]) -> str:
+    methods = [result.label for result in results if not result.is_vanilla]
+    shown = lambda rows: "all methods" if rows == methods and len(rows) > 2 else ", ".join(rows)
+    return ", ".join(f"{column} ({shown(rows)})" for column, rows in found.items())
+
+
+def _span(counts: Sequence[int], one: str, many: str) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low} to {high} {many}" if low < high else f"{low} {one if low == 1 else many}"
+
+
+QUANTITIES = (
+    "value", "low", "high", "correct", "total", "difference", "difference_low", "difference_high",
+)  # fmt: skip
 
 
 def frame(results: Sequence[Result]) -> pd.DataFrame:
-    """Rows: labels. Columns (split, metric, quantity) with quantity one of value, correct, total, difference.
+    """Rows: labels. Columns (split, metric, quantity), quantity one of QUANTITIES.
 
     `value` is a percentage, or a mean score in 0..1 such as ROUGE-L; `difference` = value - vanilla's, in the
-    same unit, and missing for vanilla rows and for rows without a vanilla of their setting. Splits and
-    metrics that no row has are left out, and so are all-empty columns. Counts are nullable integers.
+    same unit, and missing for vanilla rows and for rows without a vanilla of their setting; `low` and `high`
+    are the ends of their 95 % intervals. Splits and metrics that no row has are left out, and so are
+    all-empty columns. Counts are nullable integers.
     """
     import pandas as pd
 
-    splits = sorted({split for r in results for split in r.splits}, key=split_order)
     columns: dict[tuple[str, str, str], pd.Series] = {}
     labels = pd.Index([result.label for result in results], name="method")
-    for split in splits:
+    for split in splits_of(results):
         for metric in METRICS:
             cells = [_cell(result, results, split, metric) for result in results]
-            for quantity in ("value", "correct", "total", "difference"):
+            for quantity in QUANTITIES:
                 kind = "Int64" if quantity in ("correct", "total") else "float64"
                 column = pd.Series([cell.get(quantity) for cell in cells], index=labels, dtype=kind)
                 if column.notna().any():
@@ -292,39 +518,60 @@ def frame(results: Sequence[Result]) -> pd.DataFrame:
     return table
 
 
+def splits_of(results: Iterable[Result]) -> list[str]:
+    """Every split that some result has, in the order of the blocks."""
+    return sorted({split for result in results for split in result.splits}, key=split_order)
+
+
 def split_order(split: str) -> tuple[int, str]:
     """Sorting key of splits: as in SPLITS, then any other by name."""
     return (SPLITS.index(split), "") if split in SPLITS else (len(SPLITS), split)
 
 
 def _cell(result: Result, results: Sequence[Result], split: str, metric: Metric) -> dict[str, float]:
+    """The QUANTITIES of one cell that are known.
+
+    The interval of the difference is left out where it would be of other questions than the two numbers.
+    """
     entry = result.entry(split, metric)
     if entry is None:
         return {}
-    cell = {"value": entry[metric.field], "total": entry["total"]}
+    cell = {"value": entry[metric.field], "total": entry[metric.total]}
+    if bounds := result.interval(split, metric):
+        cell["low"], cell["high"] = bounds
     if metric.counted:
         cell["correct"] = entry["correct"]
     vanilla = None if result.is_vanilla else vanilla_of(result, results)
-    base = vanilla.value(split, metric.key) if vanilla else None
-    if base is not None:
-        cell["difference"] = round(entry[metric.field] - base, 4)
+    base = vanilla.entry(split, metric) if vanilla else None
+    if base is None:
+        return cell
+    cell["difference"] = round(entry[metric.field] - base[metric.field], 4)
+    found = difference(result, vanilla, split, metric)
+    if found and found.questions == entry[metric.total] == base[metric.total]:
+        cell["difference_low"], cell["difference_high"] = found.low, found.high
     return cell
 
 
 # ---------------------------------------------------------------- the table as text
 @dataclass(frozen=True)
 class Cell:
-    """One cell as text: `31.2`, `39/125`, `-20.0`, and whether the difference is in the wanted direction."""
+    """One cell as text: `31.2`, `39/125`, `[23.2, 40.0]`, `-20.0`, `[-28.0, -12.0]`.
+
+    `verdict`: whether the difference is in the wanted direction; `unclear`: whether its interval holds 0.
+    As a string it has one interval, that of the difference, or of the value where there is no difference.
+    """
 
     value: str = "–"
     count: str = ""
+    interval: str = ""
     difference: str = ""
+    difference_interval: str = ""
     verdict: str = ""  # better, worse or ""
+    unclear: bool = False
 
     def __str__(self) -> str:
-        return " ".join(
-            part for part in (self.value, self.count and f"({self.count})", self.difference) if part
-        )
+        last = (self.difference, self.difference_interval) if self.difference else (self.interval,)
+        return " ".join(part for part in (self.value, self.count and f"({self.count})", *last) if part)
 
 
 @dataclass(frozen=True)
@@ -339,9 +586,9 @@ class Block:
 
 
 def blocks(results: Sequence[Result]) -> list[Block]:
-    """One table per split, as text, with counts and differences; an arrow shows the wanted direction."""
+    """One table per split, as text: counts, differences, intervals; an arrow shows the wanted direction."""
     out = []
-    for split in sorted({split for r in results for split in r.splits}, key=split_order):
+    for split in splits_of(results):
         metrics = [metric for metric in METRICS if any(r.entry(split, metric) for r in results)]
         headers = [f"{m.title} {'↓' if lower_is_better(split, m) else '↑'}" for m in metrics]
         cells = [[_text(_cell(r, results, split, m), split, m) for m in metrics] for r in results]
@@ -357,13 +604,26 @@ def _text(cell: dict[str, float], split: str, metric: Metric) -> Cell:
         return Cell()
     value = f"{cell['value']:.{metric.digits}f}"
     count = f"{cell['correct']}/{cell['total']}" if metric.counted else f"n={cell['total']}"
+    own = _bounds(cell, "", metric)
     if "difference" not in cell:
-        return Cell(value, count)
-    difference = f"{cell['difference']:+.{metric.digits}f}"
-    if float(difference) == 0:
-        return Cell(value, count, f"±{0:.{metric.digits}f}")
+        return Cell(value, count, own)
+    between = _bounds(cell, "difference_", metric)
+    if _is_zero(cell["difference"], metric):
+        return Cell(value, count, own, f"±{0:.{metric.digits}f}", between)
     better = (cell["difference"] < 0) == lower_is_better(split, metric)
-    return Cell(value, count, difference, "better" if better else "worse")
+    verdict, unclear = "better" if better else "worse", _doubt(cell, metric) == "unclear"
+    return Cell(value, count, own, f"{cell['difference']:+.{metric.digits}f}", between, verdict, unclear)
+
+
+def _is_zero(difference: float, metric: Metric) -> bool:
+    """Whether a difference is shown as 0."""
+    return float(f"{difference:.{metric.digits}f}") == 0
+
+
+def _bounds(cell: dict[str, float], name: str, metric: Metric) -> str:
+    if f"{name}low" not in cell:
+        return ""
+    return "[{:z.{d}f}, {:z.{d}f}]".format(cell[f"{name}low"], cell[f"{name}high"], d=metric.digits)
 
 
 # ---------------------------------------------------------------- trade-off

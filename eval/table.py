@@ -5,11 +5,14 @@ r"""One table, in the paper's shape, from any number of result folders.
         --csv table.csv --latex table.tex --markdown table.md --plot tradeoff.png
 
 Rows are methods; columns are forget / test / retain / real x VQA and QA (multiple choice about a picture /
-as text), generation (ROUGE-L) and cloze, each for picture and text. A cell reads `31.2 (39/125) -20.0`:
-percent, right of all, difference to the vanilla row in points. An arrow at the column's name shows which
-way is better. The CSV has one row per evaluation with the columns <split>_<metric>, and the same with
-_correct, _total and _difference; the LaTeX table needs booktabs and graphicx, with the best method of each
-column in bold.
+as text), generation (ROUGE-L, and a judge's factuality in 1..10 where one was asked) and cloze, each for
+picture and text. A cell reads `31.2 (39/125) -20.0 [-28.0, -12.0]`: percent, right of all, difference to
+the vanilla row in points, and its 95 % bootstrap interval over people (eval/intervals.py); a cell without a
+difference has the interval of its own number, as `51.2 (64/125) [41.6, 60.8]`. An arrow at the column's name
+shows which way is better. The CSV has one row per evaluation with the columns <split>_<metric>, and the same
+with _low, _high, _correct, _total, _difference, _difference_low and _difference_high; the LaTeX table needs
+booktabs and graphicx, with the best method of each column in bold and in italics what is not clearly another
+number than vanilla's.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from eval.results import (
     load_results,
     lower_is_better,
     nano,
+    read_answers,
     remarks,
     title,
     tradeoff,
@@ -46,6 +50,10 @@ if TYPE_CHECKING:
 
 NANO = "Nano numbers come from a toy model and drawn people; they say nothing about the published benchmarks."
 
+INTERVALS = (
+    "[low, high]: 95 % bootstrap over people, of the difference to vanilla or, without one, of the number."
+)
+
 
 def add_result_args(p: argparse.ArgumentParser) -> None:
     """Which evaluations to compare: the same for the table and the report."""
@@ -58,17 +66,7 @@ def add_result_args(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--vanilla", help='folder that differences are taken to; default: the rows whose method is "vanilla"'
     )
-    p.add_argument(
-        "--shot",
-        type=cli.choice("zero_shot", "few_shot"),
-        help="take only these evaluations of a model folder; default: all",
-    )
-    p.add_argument(
-        "--forget_ratio",
-        "--forget_split_ratio",
-        type=cli.ratio,
-        help="take only evaluations of this percentage; default: all (05 and 5 are the same)",
-    )
+    cli.add_filter_args(p)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -101,9 +99,14 @@ def given_results(args: argparse.Namespace) -> list[Result]:
 # ---------------------------------------------------------------- the three shapes
 def markdown(results: Sequence[Result], width: int | None = None) -> str:
     """Title, remarks and one Markdown table per split; too wide ones are split by columns."""
+    made = blocks(results)
     parts = [f"**{title(results)}**", *remarks(results)] + [NANO] * nano(results)
+    if any(
+        cell.interval or cell.difference_interval for block in made for row in block.cells for cell in row
+    ):
+        parts.append(INTERVALS)
     labels = [result.label for result in results]
-    for block in blocks(results):
+    for block in made:
         parts.append(f"**{block.title}**")
         parts += [
             _columns_table(labels, block, chosen) for chosen in _fitting(labels, block, width or sys.maxsize)
@@ -174,6 +177,9 @@ def latex(results: Sequence[Result]) -> str:
             chosen = values.loc[methods, column].dropna()
             winners = chosen.index[chosen == chosen.agg(best)] if len(chosen) > 1 else []
             style = style.map(lambda _: "textbf:--rwrap;", subset=(list(winners), [column]))
+    unclear = {column: _unclear(table, *names) for column, names in zip(values.columns, keys, strict=True)}
+    for column, labels in unclear.items():
+        style = style.map(lambda _: "textit:--rwrap;", subset=(labels, [column]))
     text = style.to_latex(
         hrules=True,
         multicol_align="c",
@@ -182,7 +188,7 @@ def latex(results: Sequence[Result]) -> str:
         position_float="centering",
         environment="table*",
         label="tab:unlearning",
-        caption=_caption(results),
+        caption=_caption(results, italics=any(unclear.values())),
     )
     # 24 columns are wider than any page at the text size
     text = text.replace(r"\begin{tabular}", "\\resizebox{\\textwidth}{!}{%\n\\begin{tabular}")
@@ -190,17 +196,30 @@ def latex(results: Sequence[Result]) -> str:
     return "% needs \\usepackage{booktabs,graphicx}\n" + text
 
 
+def _unclear(table: pd.DataFrame, split: str, key: str) -> list[str]:
+    """The rows whose difference to vanilla has an interval that holds 0."""
+    if (split, key, "difference_low") not in table.columns:
+        return []
+    held = (table[split, key, "difference_low"] <= 0) & (table[split, key, "difference_high"] >= 0)
+    return list(table.index[held])
+
+
 def _range(totals: pd.Series) -> str:
     low, high = totals.min(), totals.max()
     return f"$n={low}$" if low == high else f"$n={low}$--${high}$"
 
 
-def _caption(results: Sequence[Result]) -> str:
+def _caption(results: Sequence[Result], italics: bool) -> str:
     text = title(results).replace(" · ", ", ").replace("%", r"\%").replace("_", r"\_")
     text += (
         ". Generation: ROUGE-L. Best method in bold, vanilla aside: lowest for picture questions about the "
+        "people to forget (forget, test), else highest."
     )
-    return text + "people to forget (forget, test), else highest." + (f" {NANO}" if nano(results) else "")
+    if italics:
+        text += (
+            r" Italics: no clear difference to vanilla (its 95 \% bootstrap interval over people holds 0)."
+        )
+    return text + (f" {NANO}" if nano(results) else "")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -213,6 +232,7 @@ def main(args: argparse.Namespace) -> None:
         path = getattr(args, flag)
         if path and Path(path).is_dir():
             args.problems.add(f"--{flag}: {path} is a folder; give a file name")
+    read_answers(results, args.problems)
     args.problems.stop()
 
     # a pipe has no width: tables stay whole there

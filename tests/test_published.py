@@ -66,7 +66,7 @@ def test_the_document_has_the_nine_cells_and_its_errors_are_right():
     for count, total, value in ((39, 125, 31.2), (1249, 2375, 52.6), (68, 125, 54.4), (68, 188, 36.2),
                                 (272, 395, 68.9), (143, 151, 94.7)):  # fmt: skip
         assert round(100 * count / total, 1) == value
-    table = text.split("## Sampling error")[1]
+    table = text.split("## Sampling error")[1].split("\n## ")[0]
     rows = [line.split("|")[1:-1] for line in table.splitlines() if "±" not in line and "---" not in line]
     rows = [[cell.strip() for cell in row] for row in rows if row]
     assert len(rows) == 13

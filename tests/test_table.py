@@ -12,7 +12,17 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from eval import table
-from eval.results import frame, load_results, tradeoff, tradeoff_plot
+from eval.metrics import summarise
+from eval.results import (
+    BY_KEY,
+    Difference,
+    difference,
+    frame,
+    load_results,
+    remarks,
+    tradeoff,
+    tradeoff_plot,
+)
 from utils.cli import Problems
 
 
@@ -53,6 +63,20 @@ def load(*paths, **options):
     results = load_results(paths, problems, **options)
     assert problems.lines == []
     return results
+
+
+def test_rows_of_different_judges_are_told(tmp_path):
+    judge = {"model": "m", "served": ["m-1"], "prompt": "abc"}
+    write(tmp_path / "vanilla", judge=judge)
+    write(tmp_path / "GA", judge=judge)
+    write(tmp_path / "manifold")
+    told = lambda: [line for line in remarks(load(*sorted(tmp_path.iterdir()))) if "judges" in line]
+    assert told() == []
+    write(tmp_path / "NPO", judge=judge | {"served": ["m-2"]})
+    assert told() == [
+        "warning: rows of different judges are not comparable"
+        " (m-1, prompt abc: GA, vanilla; m-2, prompt abc: NPO)"
+    ]
 
 
 def run(capsys, *arguments):
@@ -115,6 +139,189 @@ def test_files(runs, capsys):
     assert cells[""][-6:].count("$n=125$") == 4
 
 
+# ---------------------------------------------------------------- intervals
+ALL = [1] * 20
+
+
+def answered(folder, forget, generation=(), options=None, grade=None):
+    """An evaluation with its predictions: forget[i] are the VQA answers of person i, 1 right and 0 wrong, one
+    or a list; generation[i] is the ROUGE-L of person i, with a judge's `grade` of every answer if given."""
+    chosen = [(p, k, {"correct": bool(hit)}) for p, hits in enumerate(forget) for k, hit in _listed(hits)]
+    graded = {} if grade is None else {"factuality": grade}
+    written = [(p, 0, {"scores": score(rouge) | graded}) for p, rouge in enumerate(generation)]
+    about = {"split": "forget", "modality": "image", "question": "?", "truth": "A", "picture": None}
+    lines = [
+        {**about, "id": f"{p}/{task}/{k}", "person": str(p), "task": task, "options": options, **answer}
+        for task, answers in (("classification", chosen), ("generation", written))
+        for p, k, answer in answers
+    ]
+    out = write(folder, splits=summarise(lines)) / "zero_shot/forget05"
+    (out / "predictions_forget.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def _listed(hits):
+    return enumerate(hits if isinstance(hits, list) else [hits])
+
+
+def warnings(text):
+    return [line for line in text.splitlines() if line.startswith("warning")]
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """20 people: vanilla knows them all, GA only the last ten."""
+    return answered(tmp_path / "vanilla", ALL), answered(tmp_path / "GA", [0] * 10 + [1] * 10)
+
+
+def test_cells_have_the_interval_of_the_difference(pair, tmp_path, capsys):
+    import pandas as pd
+
+    out = run(capsys, *pair, "--csv", tmp_path / "t.csv")
+    # 10 of 20 people lost: quantiles of Binomial(20, 1/2)
+    assert "50.0 (10/20) -50.0 [-70.0, -30.0] |" in out
+    assert "100.0 (20/20) [100.0, 100.0] |" in out
+    assert "[low, high]: 95 % bootstrap over people" in out
+    row = pd.read_csv(tmp_path / "t.csv", index_col="method").loc["GA"]
+    named = {"low": 30, "high": 70, "difference": -50, "difference_low": -70, "difference_high": -30}
+    assert {name: row[f"forget_vqa_{name}"] for name in named} == named
+    assert "[" not in run(capsys, write(tmp_path / "old/vanilla"), write(tmp_path / "old/GA"))
+
+
+def test_without_vanilla_cells_have_their_own_interval(pair, capsys):
+    assert "50.0 (10/20) [30.0, 70.0] |" in run(capsys, pair[1])
+
+
+def test_result_and_difference(pair):
+    vanilla, ga = load(*pair)
+    vqa = BY_KEY["vqa"]
+    assert (ga.interval("forget", vqa), ga.people("forget", vqa)) == ((30.0, 70.0), 20)
+    assert difference(ga, vanilla, "forget", vqa) == Difference(-50.0, -70.0, -30.0, 20, 20)
+    assert difference(ga, vanilla, "forget", vqa).clear
+    assert not Difference(-5.0, -10.0, 0.0, 20, 20).clear
+    assert difference(ga, vanilla, "retain", vqa) is None and ga.interval("retain", vqa) is None
+    old = load(*pair)[1]  # a results.json written without intervals: the answers have them
+    for name in ("interval", "people"):
+        del old.splits["forget"]["classification"]["image"][name]
+    assert (old.interval("forget", vqa), old.people("forget", vqa)) == ((30.0, 70.0), 20)
+
+
+def test_intervals_are_computed_once(pair, monkeypatch):
+    from eval import intervals
+
+    asked, real = [], intervals.interval
+    monkeypatch.setattr(intervals, "interval", lambda scores: asked.append(1) or real(scores))
+    results = load(*pair)
+    for _ in range(2):
+        table.markdown(results), table.csv_table(results), table.latex(results)
+    assert len(asked) == 1  # the difference; the values' own are in results.json
+
+
+def test_without_predictions_results_json_has_the_differences(pair, tmp_path, capsys):
+    for file in tmp_path.rglob("predictions_*"):
+        file.unlink()
+    assert "50.0 (10/20) -50.0 |" in run(capsys, *pair)
+    found = {"difference": -50.0, "interval": [-71.0, -31.0], "people": 20, "questions": 20}
+    for vanilla, said in ((pair[0], "-50.0 [-71.0, -31.0] |"), (tmp_path / "another", "-50.0 |")):
+        path = pair[1] / "zero_shot/forget05/results.json"
+        splits = {"forget": {"classification": {"image": found}}}
+        about = {"vanilla": str(vanilla / "zero_shot/forget05"), "splits": splits}
+        path.write_text(json.dumps({**json.loads(path.read_text()), "differences": about}))
+        assert f"50.0 (10/20) {said}" in run(capsys, *pair)
+
+
+def test_other_questions_have_no_interval_and_a_warning(tmp_path, capsys):
+    """NPO was asked as many, but with the options in another order; GA only three quarters of them."""
+    answered(tmp_path / "vanilla", ALL, options={"A": "x", "B": "y"})
+    answered(tmp_path / "NPO", [0] * 10 + [1] * 10, options={"A": "y", "B": "x"})
+    answered(tmp_path / "GA", [0] * 10 + [1] * 5, options={"A": "x", "B": "y"})
+    out = run(capsys, tmp_path / "vanilla", tmp_path / "NPO", tmp_path / "GA")
+    assert "50.0 (10/20) -50.0 |" in out and "33.3 (5/15) -66.7 |" in out
+    assert "other questions or question counts than vanilla in NPO, GA" in out
+    vanilla, npo, ga = load(tmp_path / "vanilla", tmp_path / "NPO", tmp_path / "GA")
+    assert difference(npo, vanilla, "forget", BY_KEY["vqa"]) is None
+    assert difference(ga, vanilla, "forget", BY_KEY["vqa"]).questions == 15
+
+
+def test_one_warning_per_split_names_the_cells(tmp_path, capsys):
+    """One of 20 people lost is no clear difference: 0 is the upper quantile of Binomial(20, 1/20)."""
+    answered(tmp_path / "vanilla", [1] * 12 + [0] * 8, [0.5, 0.1] * 10)
+    answered(tmp_path / "GA", [0] + [1] * 11 + [0] * 8, [0.4, 0.2] * 10)
+    answered(tmp_path / "NPO", [0] * 20, [0.4, 0.1] * 10)
+    paths = [tmp_path / name for name in ("vanilla", "GA", "NPO")]
+    assert warnings(run(capsys, *paths)) == [
+        "warning: forget (20 people, 20 questions): no clear difference to vanilla in VQA (GA)"
+    ]  # the generation of GA is shown as ±0.000
+    answered(tmp_path / "KL_Min", [0] + [1] * 11 + [0] * 8, [0.5, 0.1] * 9 + [0.5, 0.4])
+    answered(tmp_path / "GA_Diff", [0] * 12 + [1] + [0] * 7, [0.4, 0.1] * 10)
+    (line,) = warnings(run(capsys, *paths[:2], tmp_path / "KL_Min", tmp_path / "GA_Diff"))
+    assert line.endswith("in VQA (GA, KL_Min), Gen. image (KL_Min)")
+
+
+def test_all_methods_are_named_as_such(tmp_path, capsys):
+    answered(tmp_path / "vanilla", [1] * 12 + [0] * 8)
+    for name in ("a", "b", "c"):
+        answered(tmp_path / name, [0] + [1] * 11 + [0] * 8)
+    (line,) = warnings(run(capsys, *(tmp_path / name for name in ("vanilla", "a", "b", "c"))))
+    assert line.endswith("no clear difference to vanilla in VQA (all methods)")
+
+
+def test_few_people_one_person_and_no_width(tmp_path, capsys):
+    answered(tmp_path / "few/vanilla", [[1, 0]] * 4)
+    answered(tmp_path / "few/GA", [[0, 0]] * 4)
+    (line,) = warnings(run(capsys, tmp_path / "few/vanilla", tmp_path / "few/GA"))
+    assert line == "warning: forget (4 people, 8 questions): too few for an interval to mean much"
+    answered(tmp_path / "one/vanilla", [[1, 0]])
+    out = run(capsys, tmp_path / "one/vanilla")
+    assert "warning: forget (1 person, 2 questions): too few" in out and "50.0 (1/2) |" in out
+    answered(tmp_path / "alike/vanilla", ALL)
+    answered(tmp_path / "alike/GA", [0] * 20)
+    (line,) = warnings(run(capsys, tmp_path / "alike/vanilla", tmp_path / "alike/GA"))
+    assert line.startswith("warning: forget (20 people, 20 questions): all people alike")
+    assert line.endswith("in VQA (vanilla, GA)")
+
+
+def test_factuality_has_columns_where_some_result_was_judged(tmp_path, capsys):
+    answered(tmp_path / "vanilla", ALL, [0.5] * 20, grade=8)
+    answered(tmp_path / "GA", [0] * 10 + [1] * 10, [0.5] * 20, grade=3)
+    answered(tmp_path / "NPO", [0] * 10 + [1] * 10, [0.5] * 20)
+    out = run(capsys, tmp_path / "vanilla", tmp_path / "GA", tmp_path / "NPO", "--latex", tmp_path / "t.tex")
+    assert "Fact. image ↓" in out and "Fact. text" not in out and "1 to 10" in out
+    assert "3.00 (n=20) -5.00 [-5.00, -5.00] |" in out
+    assert next(line for line in out.splitlines() if line.startswith("| NPO")).rstrip().endswith("– |")
+    assert "question counts" not in out  # what was not judged was still asked
+    assert "Fact" not in run(capsys, tmp_path / "NPO")
+    results = load(tmp_path / "vanilla", tmp_path / "GA", tmp_path / "NPO")
+    assert [r.value("forget", "factuality_image") for r in results] == [8.0, 3.0, None]
+    assert results[1].interval("forget", BY_KEY["factuality_image"]) == (3.0, 3.0)
+    for result in results:  # grades in the predictions alone are not shown
+        path = result.folder / "results.json"
+        path.write_text(path.read_text().replace('"factuality"', '"other"'))
+    assert "Fact" not in run(capsys, tmp_path / "vanilla", tmp_path / "GA")
+
+
+def test_latex_sets_unclear_numbers_in_italics(tmp_path):
+    answered(tmp_path / "vanilla", [1] * 12 + [0] * 8)
+    answered(tmp_path / "GA", [0] + [1] * 11 + [0] * 8)
+    answered(tmp_path / "NPO", [0] * 20)
+    text = table.latex(load(*(tmp_path / name for name in ("vanilla", "GA", "NPO"))))
+    assert r"GA & \textit{55.0} \\" in text and r"NPO & \textbf{0.0} \\" in text and "Italics" in text
+    assert "Italics" not in table.latex(load(tmp_path / "vanilla", tmp_path / "NPO"))
+
+
+def test_predictions_that_cannot_be_read_are_told(pair, capsys):
+    for folder, text in zip(pair, ('{"id": "cut o', '{"id": "x", "task": "cloze"}\n'), strict=True):
+        with (folder / "zero_shot/forget05/predictions_forget.jsonl").open("a") as file:
+            file.write(text)
+    with pytest.raises(SystemExit) as stopped:
+        run(capsys, *pair)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("error:") == 2
+    assert "predictions_forget.jsonl, line 21: not valid JSON" in error
+    assert "predictions_forget.jsonl has a line without 'split'" in error
+
+
+# ---------------------------------------------------------------- plot, vanilla, warnings
 def test_plot_and_tradeoff(runs, capsys):
     points = tradeoff(load(*three(runs)))
     assert points.loc["vanilla"].tolist() == [0.0, pytest.approx((56 + 48 + 52.8) / 3, abs=1e-3), True]

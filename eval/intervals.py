@@ -1,0 +1,125 @@
+"""How far a number would move if other people had been asked: 95 % bootstrap intervals over people.
+
+The questions about one person are answered alike more often than chance has it, so not questions but people
+are drawn, with replacement and each with all of their questions (cluster bootstrap: Field and Welsh,
+"Bootstrapping clustered data", JRSS B 69(3), 2007). A number is the ratio sum(scores) / sum(questions) of
+the people drawn, and its interval goes from the 2.5th to the 97.5th percentile of RESAMPLES such numbers.
+
+Two models that answered the same questions are compared question by question: a person's score is then the
+difference of the two models' scores, and what both find hard cancels out.
+
+An interval speaks about other people, not about another training run or seed. With few people it is too
+narrow: see "Sampling error" in docs/reproducing.md.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+
+from eval.metrics import FACTUALITY, decimals, headline, score_of
+
+LEVEL = 0.95
+RESAMPLES = 9999  # another SEED would move the ends by about 1 % of the interval's width
+BATCH = 200  # resamples at a time: 475 people take a few MB and a twentieth of a second
+SEED = 0  # of the resampling, for every number anew: the same answers give the same interval
+
+Cell = tuple[str, str, str, str]  # split, task, modality, field of results.json
+Scores = dict[str, tuple[str, float]]  # question -> (person, score in the unit of the field)
+
+
+def interval(scores: Iterable[tuple[str, float]]) -> tuple[float, float] | None:
+    """95 % percentile bootstrap over people, 9999 resamples, of the mean of (person, score) pairs.
+
+    In the unit of the scores; the order of the pairs does not matter. None with one person: nothing is known
+    then about others. If all people score the same, 20 of 20 right for instance, every resample does too and
+    the interval is [x, x]. That is no proof: none wrong among 20 people still fits with up to 3 in 20 (rule
+    of three). eval/results.py warns of such intervals, as of those over too few people.
+    """
+    people = defaultdict(list)
+    for person, score in scores:
+        people[person].append(score)
+    if len(people) < 2:
+        return None
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    names = sorted(people)
+    sums = np.array([math.fsum(people[name]) for name in names])  # (people,)
+    questions = np.array([float(len(people[name])) for name in names])  # (people,)
+    found = bootstrap(
+        (sums, questions),
+        lambda sums, questions, axis: sums.sum(axis) / questions.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=BATCH,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(SEED),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def rounded(bounds: tuple[float, float] | None, field: str) -> list[float] | None:
+    """An interval as results.json has it: [low, high] with the decimals of its number, None for none."""
+    return bounds and [round(bound, decimals(field)) + 0.0 for bound in bounds]  # + 0.0: no minus zero
+
+
+def by_cell(lines: Iterable[dict]) -> dict[Cell, Scores]:
+    """Prediction lines -> the scores of each headline number, and of factuality where it was judged."""
+    cells: dict[Cell, Scores] = defaultdict(dict)
+    for line in lines:
+        fields = [headline(line["task"])]
+        if FACTUALITY in line.get("scores", {}):
+            fields.append(FACTUALITY)
+        for field in fields:
+            cell = line["split"], line["task"], line["modality"], field
+            cells[cell][question_key(line)] = line["person"], score_of(line, field)
+    return dict(cells)
+
+
+def question_key(line: dict) -> str:
+    """Equal for two lines whose id, question, options, truth and picture are all equal.
+
+    With another seed a question keeps its id while its picture or the order of its options may differ.
+    """
+    return json.dumps(
+        [line[name] for name in ("id", "question", "options", "truth", "picture")], sort_keys=True
+    )
+
+
+def difference(own: Scores, vanilla: Scores, field: str) -> dict | None:
+    """What `own` has more than `vanilla`, over the questions that both answered, with its paired interval.
+
+    {"difference", "interval": [low, high] or None, "people", "questions"}, in points for percentages, else
+    in the unit of the score. None if they share no question.
+    """
+    pairs = [(own[key][0], own[key][1] - vanilla[key][1]) for key in own if key in vanilla]
+    if not pairs:
+        return None
+    mean = math.fsum(score for _, score in pairs) / len(pairs)
+    return {
+        "difference": round(mean, decimals(field)) + 0.0,
+        "interval": rounded(interval(pairs), field),
+        "people": len({person for person, _ in pairs}),
+        "questions": len(pairs),
+    }
+
+
+def differences(lines: Iterable[dict], vanilla_lines: Iterable[dict]) -> dict[str, dict]:
+    """Prediction lines of a method and of vanilla -> {split: {task: {modality: difference()}}}.
+
+    Of the headline numbers. Combinations without a common question are absent.
+    """
+    own, vanilla = by_cell(lines), by_cell(vanilla_lines)
+    out: dict[str, dict] = {}
+    for cell, scores in own.items():
+        split, task, modality, field = cell
+        if field != headline(task) or cell not in vanilla:
+            continue
+        if (found := difference(scores, vanilla[cell], field)) is not None:
+            out.setdefault(split, {}).setdefault(task, {})[modality] = found
+    return out
