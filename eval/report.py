@@ -1,14 +1,18 @@
-r"""One HTML page from any number of result folders: table, trade-off, and every answer of every method.
+r"""One HTML page from any number of result folders: table, plots, costs, and every answer of every method.
 
     python eval/report.py runs/nano/vanilla runs/nano/GA runs/nano/manifold --save_path runs/nano/report.html
     python eval/report.py runs/nano/vanilla runs/nano/GA --shot zero_shot --save_path report.html \
         --data_dir runs/nano/data/MLLMU-Bench
 
 The page is one file that opens from disk and loads nothing. It has the people to forget before and after, the
-table and plot of eval/table.py, and all questions with portrait, truth and each method's answer side by side,
-to be filtered by split, task, modality, and by what changed against vanilla. Portraits come from the
-benchmark's tables and are stored once each, as small pictures; where they cannot be read the page
-says so and goes without.
+table and plot of eval/table.py, bars per split, lines over forget ratios where a method has several, where
+the weights of a saliency mask lie, what training and evaluation cost, and all questions with portrait, truth
+and each method's answer side by side, to be filtered by split, task, modality, and by what changed against
+vanilla. The address of the page follows the filters, so a view can be linked.
+
+Portraits come from the benchmark's tables and are stored once each, as small pictures; where they cannot be
+read the page says so and goes without. A mask's coverage.json lies beside the mask that run.json of the model
+names; a relative path is looked up from here, then from the folders above the model.
 """
 
 from __future__ import annotations
@@ -22,19 +26,24 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from eval.metrics import HEADLINES
+from eval import figures
+from eval.intervals import question_key
+from eval.metrics import FACTUALITY, HEADLINES
 from eval.results import (
     BY_KEY,
-    INK,
+    SPLIT_TITLES,
     Result,
     blocks,
     nano,
+    read_answers,
+    read_lines,
     remarks,
     split_order,
+    splits_of,
     title,
     tradeoff_plot,
     vanilla_of,
@@ -47,6 +56,8 @@ if TYPE_CHECKING:
     import argparse
 
     import pyarrow as pa
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 THUMBNAIL = 192  # pixels; shown at up to 96, so sharp on a phone too
@@ -84,12 +95,14 @@ class Picture(NamedTuple):
 @dataclass
 class Answer:
     """One method's answer. `correct` is None where there is no right and wrong; then `score` in 0..1 is the
-    task's number, and `reply` is None where the model was not asked to reply."""
+    task's number, and `reply` is None where the model was not asked to reply. `factuality`: a judge's 1..10,
+    None where nothing was judged."""
 
     reply: str | None
     choice: str | None
     correct: bool | None
     score: float | None
+    factuality: int | None
 
 
 @dataclass
@@ -112,27 +125,22 @@ def load_cases(results: Sequence[Result], problems: cli.Problems) -> list[Case]:
     """The predictions of all results, joined by question; by split, then by id with its numbers as numbers.
 
     Answers stand side by side only if question, options, truth and picture are the same: with another seed
-    the test picture or the order of options may differ, and then there are two cases.
+    the test picture or the order of options may differ, and then there are two cases. None are read where
+    there are problems.
     """
-    cases: dict[str, Case] = {}
-    for place, result in enumerate(results):
-        files = sorted(result.folder.glob("predictions_*.jsonl"))
-        if not files:
+    files = [sorted(result.folder.glob("predictions_*.jsonl")) for result in results]
+    for result, own in zip(results, files):
+        if not own:
             problems.add(f"results: {result.folder}: no predictions_<split>.jsonl next to results.json")
-        for file in files:
-            for line in _lines(file, problems):
+    read_answers(results, problems)
+    if problems.lines:
+        return []
+    cases: dict[str, Case] = {}
+    for place, own in enumerate(files):
+        for file in own:
+            for line in read_lines(file):
                 _add(cases, line, place, len(results))
     return sorted(cases.values(), key=lambda case: (split_order(case.split), _natural(case.id)))
-
-
-def _lines(file: Path, problems: cli.Problems) -> Iterator[dict]:
-    with file.open(encoding="utf-8") as lines:
-        for number, text in enumerate(lines, start=1):
-            try:
-                yield json.loads(text)
-            except json.JSONDecodeError as error:
-                problems.add(f"results: {file}, line {number}: not valid JSON ({error}); evaluate again")
-                return
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
@@ -142,9 +150,8 @@ def _natural(text: str) -> list[tuple[int, str]]:
 
 def _add(cases: dict[str, Case], line: dict, place: int, count: int) -> None:
     picture = line["picture"] and Picture(**line["picture"])
-    same = [line["id"], line["question"], line["options"], line["truth"], picture]
     case = cases.setdefault(
-        json.dumps(same, sort_keys=True),
+        question_key(line),
         Case(
             line["id"],
             line["person"],
@@ -158,8 +165,14 @@ def _add(cases: dict[str, Case], line: dict, place: int, count: int) -> None:
             [None] * count,
         ),
     )
-    score = line["scores"][HEADLINES[line["task"]][0]] if "scores" in line else None
-    case.answers[place] = Answer(line["reply"], line["choice"], line.get("correct"), score)
+    scores = line.get("scores")
+    case.answers[place] = Answer(
+        line["reply"],
+        line["choice"],
+        line.get("correct"),
+        scores[HEADLINES[line["task"]][0]] if scores else None,
+        scores.get(FACTUALITY) if scores else None,
+    )
 
 
 def people(cases: Sequence[Case], limit: int) -> list[dict]:
@@ -261,6 +274,189 @@ def _thumbnail(data: bytes) -> str | None:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
+# ---------------------------------------------------------------- what training and evaluation cost
+def read_json(path: Path, problems: cli.Problems) -> dict[str, Any]:
+    """The content of a JSON file; {} where there is none, and a problem where it cannot be read."""
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        problems.add(f"results: {path} is not valid JSON ({error}); write it again, or take it away")
+        return {}
+
+
+@dataclass
+class Run:
+    """What is known of one result beyond its numbers: run.json of its model, and results.json itself."""
+
+    result: Result
+    training: dict[str, Any]  # {} where the model has no run.json, as a model from a hub
+    evaluation: dict[str, Any]
+
+    @property
+    def mask_path(self) -> str | None:
+        """The mask that the model was trained with, as the training was given it."""
+        return self.training.get("arguments", {}).get("grad_mask_path")
+
+
+def load_runs(results: Sequence[Result], problems: cli.Problems) -> list[Run]:
+    """One Run per result. run.json lies above the evaluation, or, where that was written elsewhere, in the
+    folder that results.json names as the model."""
+    runs = []
+    for result in results:
+        evaluation = read_json(result.folder / "results.json", problems)
+        folders = [result.model_dir] + [Path(evaluation["model"])] * ("model" in evaluation)
+        found = next((folder for folder in folders if (folder / "run.json").is_file()), result.model_dir)
+        runs.append(Run(result, read_json(found / "run.json", problems), evaluation))
+    return runs
+
+
+def training_cost(run: dict[str, Any]) -> dict[str, str]:
+    """Time, memory and device of a run.json as text; memory is that of its first process."""
+    if "seconds" not in run:
+        return {}
+    gpu, host = run.get("peak_gpu_memory_bytes"), size_text(run["peak_memory_bytes"])
+    return {
+        "time": time_text(run["seconds"]),
+        "memory": f"{size_text(gpu)} GPU" if gpu else host,
+        "host": f"{host} host" if gpu else "",
+        "device": device_text([run.get("device", "")] * run.get("processes", 1)),
+    }
+
+
+def evaluation_cost(workers: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The costs of an evaluation's workers as one: they run side by side, so the longest time counts, and
+    memory adds up. Starting up and loading the model are in the time."""
+    if not workers:
+        return {}
+    questions, seconds = sum(w["questions"] for w in workers), max(w["seconds"] for w in workers)
+    gpus = [w["peak_gpu_memory_bytes"] for w in workers if w.get("peak_gpu_memory_bytes")]
+    memory, unit = (gpus, " GPU") if gpus else ([w["peak_memory_bytes"] for w in workers], "")
+    return {
+        "questions": f"{questions:,}",
+        "time": time_text(seconds),
+        "rate": f"{questions / seconds:.1f}" if seconds else "",
+        "memory": size_text(sum(memory)) + unit,
+        "each": f"at most {size_text(max(memory))} each" if len(workers) > 1 else "",
+        "device": device_text([w["device"] for w in workers]),
+    }
+
+
+def device_text(devices: Sequence[str]) -> str:
+    """`4 × cuda` of cuda:0 to cuda:3; one device is named without a number."""
+    kinds = [device.partition(":")[0] for device in devices]
+    counts = {kind: kinds.count(kind) for kind in kinds}
+    return ", ".join(f"{count} × {kind}" if count > 1 else kind for kind, count in counts.items())
+
+
+def time_text(seconds: float) -> str:
+    """`42 s`, `12 min 5 s`, `3 h 20 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def size_text(size: int) -> str:
+    """Bytes as `812 MB` or `15.3 GB`, decimal."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+# ---------------------------------------------------------------- masks
+@dataclass
+class MaskUse:
+    """A mask and the results whose model was trained with it. `folder` is None where neither coverage.json
+    nor coverage.png was found beside the mask."""
+
+    path: str
+    folder: Path | None
+    labels: list[str] = field(default_factory=list)
+    made: dict[str, Any] = field(default_factory=dict)  # run.json beside the mask
+    coverage: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    remade: bool = False  # written again after a training that used it
+
+    @property
+    def name(self) -> str:
+        return "/".join(Path(self.path).parts[-2:])
+
+    @property
+    def about(self) -> str:
+        """How the mask was made, in a few words; "" where its folder does not say."""
+        given = self.made.get("arguments", {})
+        words = [f"{name} {given[name]}" for name in ("mask_kind", "fisher", "threshold") if name in given]
+        return ", ".join(words).replace("mask_kind ", "kind ")
+
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """Each part as a whole, then its groups that are no layer: what the heat map does not show."""
+        rows = []
+        for part, groups in self.coverage.items():
+            rows.append({"part": True, "name": part, **groups["all"]})
+            outside = figures.outside_layers(groups)
+            rows += [{"part": False, "name": name, **entry} for name, entry in outside.items()]
+        return rows
+
+    @property
+    def picture(self) -> str | None:
+        """coverage.png, layer by module, as a data URI."""
+        file = self.folder / "coverage.png" if self.folder else None
+        if file is None or not file.is_file():
+            return None
+        return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode("ascii")
+
+
+def masks_of(runs: Sequence[Run], problems: cli.Problems) -> list[MaskUse]:
+    """Each mask that a training used, once, with what lies beside it."""
+    uses: dict[Path | str, MaskUse] = {}
+    for run in runs:
+        if not run.mask_path:
+            continue
+        folder = _mask_folder(Path(run.mask_path), run.result.model_dir)
+        key = folder / Path(run.mask_path).name if folder else run.mask_path
+        if key not in uses:
+            uses[key] = use = MaskUse(run.mask_path, folder)
+            if folder:
+                use.made = read_json(folder / "run.json", problems)
+                use.coverage = _covered(read_json(folder / "coverage.json", problems), run.mask_path)
+        uses[key].labels.append(run.result.label)
+        times = [about.get("started") for about in (run.training, uses[key].made)]
+        uses[key].remade |= None not in times and times[0] < times[1]  # ISO 8601, UTC: in order as text
+    return list(uses.values())
+
+
+def _mask_folder(mask: Path, model_dir: Path) -> Path | None:
+    """The folder of the mask, if its coverage is there. A path that was given relative to the folder where
+    the training ran is looked up from here and from every folder above the model."""
+    for base in (Path.cwd(), *model_dir.parents):
+        folder = (base / mask).parent
+        if (folder / "coverage.json").is_file() or (folder / "coverage.png").is_file():
+            return folder.resolve()
+    return None
+
+
+def _covered(coverage: dict[str, Any], mask: str) -> dict[str, Any]:
+    """The parts of coverage.json that the mask names, by its file name; all where that does not say."""
+    part = re.search(r"_(language|vision)_mask\.pt$", mask)
+    return {part[1]: coverage[part[1]]} if part and part[1] in coverage else coverage
+
+
+def cost_rows(runs: Sequence[Run], masks: Sequence[MaskUse]) -> list[dict[str, Any]]:
+    """One row of the cost table per result: its name, and the costs of training, mask and evaluation, {}
+    where they are not known."""
+    made = {label: use.made for use in masks for label in use.labels}
+    return [
+        {
+            "label": run.result.label,
+            "vanilla": run.result.is_vanilla,
+            "training": training_cost(run.training),
+            "mask": training_cost(made.get(run.result.label, {})),
+            "evaluation": evaluation_cost(run.evaluation.get("cost", [])),
+        }
+        for run in runs
+    ]
+
+
 # ---------------------------------------------------------------- the page
 def page_data(
     results: Sequence[Result], cases: Sequence[Case], found: dict[Picture, str], limit: int
@@ -268,7 +464,7 @@ def page_data(
     """What the page's script reads: each picture once, cases and answers as short lists that refer by place.
 
     A case is [id, person, split, task, modality, question, options, truth, picture, answers], an answer
-    [reply, choice, correct, score] or null; the script takes them apart in this order.
+    [reply, choice, correct, score, factuality] or null; the script takes them apart in this order.
     """
     place = {picture: i for i, picture in enumerate(found)}
     rows = []
@@ -295,31 +491,47 @@ def _place(results: Sequence[Result], wanted: Result | None) -> int | None:
     return next((i for i, result in enumerate(results) if result is wanted), None)
 
 
-def plot_svg(results: Sequence[Result]) -> str:
-    """The trade-off as inline SVG in the text colour of the page, for light and dark; "" without one."""
-    import matplotlib
+def plots(results: Sequence[Result], masks: Sequence[MaskUse]) -> dict[str, Any]:
+    """The figures of the page as inline SVG: "tradeoff" and "ratios", "" where there is none; "bars": those
+    of each split; "masks": one per mask."""
+    trade_off, ratios = tradeoff_plot(results), figures.ratio_plot(results)
+    bars = [(split, figures.bar_plot(results, split)) for split in splits_of(results)]
+    maps = [figures.coverage_plot(use.coverage) for use in masks]
+    return {
+        "tradeoff": _svg(trade_off, "tradeoff"),
+        "ratios": _svg(ratios, "ratios"),
+        "bars": [
+            {
+                "title": SPLIT_TITLES.get(split, split.replace("_", " ")),
+                "names": [figures.bar_name(split, key) for key in figures.bars(results, split)],
+                "svg": _svg(figure, f"bars-{place}"),
+            }
+            for place, (split, figure) in enumerate(bars)
+            if figure
+        ],
+        "masks": [_svg(figure, f"mask-{place}") for place, figure in enumerate(maps)],
+    }
 
-    figure = tradeoff_plot(results)
-    if figure is None:
-        return ""
-    buffer = io.StringIO()
-    # text stays text, and ids come from a fixed salt: the same results give the same page
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "tradeoff"}):
-        figure.patch.set_alpha(0)
-        for axes in figure.axes:
-            axes.patch.set_alpha(0)
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    svg = buffer.getvalue()
-    return svg[svg.index("<svg") :].replace(INK, "currentColor")
 
-
-def render(results: Sequence[Result], cases: Sequence[Case], found: dict[Picture, str], limit: int) -> str:
-    """The whole page. All of it passes through escaping: the template's, or matplotlib's for the SVG."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+def _svg(figure: Figure | None, name: str) -> Markup:
     from markupsafe import Markup
 
-    wanted = pictures_of(cases)
+    return Markup(figures.svg(figure, name) if figure else "")
+
+
+def render(
+    runs: Sequence[Run],
+    cases: Sequence[Case],
+    found: dict[Picture, str],
+    masks: Sequence[MaskUse],
+    limit: int,
+) -> str:
+    """The whole page. All of it passes through escaping: the template's, or matplotlib's for the SVG."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    results = [run.result for run in runs]
     forget = [result.entry("forget", BY_KEY["vqa"]) for result in results]
+    tables = blocks(results)
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent),
         autoescape=True,
@@ -333,13 +545,19 @@ def render(results: Sequence[Result], cases: Sequence[Case], found: dict[Picture
         remarks=remarks(results),
         nano_remark=NANO if nano(results) else "",
         results=results,
-        blocks=blocks(results),
-        plot=Markup(plot_svg(results)),
+        blocks=tables,
+        intervals=any(cell.interval for block in tables for row in block.cells for cell in row),
+        judges=list(
+            dict.fromkeys(run.evaluation["judge"]["model"] for run in runs if "judge" in run.evaluation)
+        ),
+        plots=plots(results, masks),
+        masks=masks,
+        costs=cost_rows(runs, masks),
         cases=len(cases),
         forget_questions=max((entry["total"] for entry in forget if entry), default=0),
         forget_people=len({case.person for case in cases if case.split == "forget"}),
         people_shown=limit,
-        pictures_wanted=len(wanted),
+        pictures_wanted=len(pictures_of(cases)),
         pictures_found=len(found),
         splits=list(dict.fromkeys(case.split for case in cases)),
         tasks=list(dict.fromkeys(case.task for case in cases)),
@@ -355,6 +573,8 @@ def main(args: argparse.Namespace) -> None:
     if args.save_path and Path(args.save_path).is_dir():
         args.problems.add(f"--save_path: {args.save_path} is a folder; give a file such as report.html")
     cases = load_cases(results, args.problems)
+    runs = load_runs(results, args.problems)
+    masks = masks_of(runs, args.problems)
     args.problems.stop()
 
     folder = args.data_dir or next((result.data_folder for result in results if result.data_folder), None)
@@ -362,7 +582,10 @@ def main(args: argparse.Namespace) -> None:
     found = portraits(folder and Path(folder), wanted)
     if len(found) < len(wanted):
         print(f"{len(wanted) - len(found)} of {len(wanted)} pictures not found in {folder} (see --data_dir)")
-    page = render(results, cases, found, args.people)
+    for use in masks:
+        if use.folder is None:
+            print(f"{', '.join(use.labels)}: no coverage.json beside the mask {use.path}")
+    page = render(runs, cases, found, masks, args.people)
     path = Path(args.save_path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")

@@ -3,18 +3,22 @@
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from eval import report
+from eval import figures, report
 from eval.metrics import summarise
+from eval.results import BY_KEY, blocks, difference, load_results, remarks
+from utils.cli import Problems
 
 NASTY = '</script><img src=x onerror="alert(1)"> & "quotes" \u2028 {{ 7 * 7 }}'
 METHODS = ("vanilla", "GA", "manifold")
@@ -69,12 +73,14 @@ def answer(line, method):
     }
 
 
-@pytest.fixture
-def runs(tmp_path):
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory):
+    """Three evaluations and their benchmark, for tests that only read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    data = tmp_path / "data" / "MLLMU-Bench"
+    folder = tmp_path_factory.mktemp("untouched")
+    data = folder / "data" / "MLLMU-Bench"
     tables = {
         "forget_10": {"ID": ["101", "023"], "image": [picture_bytes("red"), picture_bytes("green")]},
         "retain_90": {"ID": ["007"], "image": [picture_bytes("blue")]},
@@ -91,52 +97,99 @@ def runs(tmp_path):
         (data / name).mkdir(parents=True)
         pq.write_table(pa.table(columns), data / name / "train-00000-of-00001.parquet")
     for method in METHODS:
-        folder = tmp_path / method / "zero_shot" / "forget10"
-        folder.mkdir(parents=True)
-        lines = [{**line, **answer(line, method)} for line in questions()]
-        for split in ("forget", "test", "retain"):
-            text = "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines if x["split"] == split)
-            (folder / f"predictions_{split}.jsonl").write_text(text, encoding="utf-8")
-        results = {
-            "benchmark": "nano MLLMU-Bench",
-            "model": f"runs/nano/{method}",
-            "method": method,
-            "forget_ratio": 10,
-            "shot": "zero_shot",
-            "seed": 42,
-            "mcq": "likelihood",
-            "data": {"folder": str(data)},
-            "splits": summarise(lines),
-        }
-        (folder / "results.json").write_text(json.dumps(results))
+        evaluated(folder / method, [{**line, **answer(line, method)} for line in questions()], data)
+    return folder
+
+
+@pytest.fixture
+def runs(untouched, tmp_path):
+    """The same, to be changed."""
+    shutil.copytree(untouched, tmp_path, ignore=shutil.ignore_patterns("out"), dirs_exist_ok=True)
+    for method in METHODS:
+        change(
+            tmp_path / method / "zero_shot/forget10/results.json",
+            data={"folder": str(tmp_path / "data" / "MLLMU-Bench")},
+        )
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def made(untouched):
+    """Text and Page of the unchanged evaluations."""
+    return make(untouched)
+
+
+def evaluated(model, lines, data, ratio=10):
+    """An evaluation of the model's folder, as eval/run.py writes it."""
+    folder = model / "zero_shot" / f"forget{ratio:02d}"
+    folder.mkdir(parents=True)
+    for split in ("forget", "test", "retain"):
+        text = "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines if x["split"] == split)
+        (folder / f"predictions_{split}.jsonl").write_text(text, encoding="utf-8")
+    results = {
+        "benchmark": "nano MLLMU-Bench",
+        "model": f"runs/nano/{model.name}",
+        "method": model.name,
+        "forget_ratio": ratio,
+        "shot": "zero_shot",
+        "seed": 42,
+        "mcq": "likelihood",
+        "data": {"folder": str(data)},
+        "splits": summarise(lines),
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+def change(path, **entries):
+    """Put entries into a JSON file, which is made where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**before, **entries}))
+
+
 class Page(HTMLParser):
-    """Tags, attributes and the text of the page and of its data block."""
+    """Tags, addresses, ids and text of the page, its data block, and its tables as rows of cells' texts."""
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.addresses, self.text, self.block, self.inside = [], [], [], "", ""
+        self.tags, self.addresses, self.ids, self.text, self.block, self.inside = [], [], [], [], "", ""
+        self.tables, self.cell = [], False
         self.feed(text)
         self.data = json.loads(self.block)
+        self.words = " ".join(" ".join(self.text).split())
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
         self.tags.append(tag)
+        self.ids += [attrs["id"]] if "id" in attrs else []
         self.addresses += [
             v for k, v in attrs.items() if k in ("src", "href", "xlink:href", "action", "data")
         ]
         self.inside = attrs.get("id") or tag
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+            self.cell = True
 
     def handle_data(self, data):
         if self.inside == "data":
             self.block += data
         elif self.inside not in ("style", "script"):
             self.text.append(data)
+        if self.cell:
+            self.tables[-1][-1][-1] += data
 
     def handle_endtag(self, tag):
         self.inside = ""
+        self.cell = self.cell and tag not in ("td", "th")
+
+    def table(self, first):
+        """{row's name: texts of its cells} of the table whose caption or first column names `first`."""
+        rows = next(t for t in self.tables if any(row[0] == first for row in t))
+        return {row[0]: [" ".join(cell.split()) for cell in row[1:]] for row in rows}
 
 
 def make(runs, *options, methods=METHODS):
@@ -147,8 +200,8 @@ def make(runs, *options, methods=METHODS):
     return text, Page(text)
 
 
-def test_page_holds_table_plot_and_every_answer(runs):
-    _, page = make(runs)
+def test_page_holds_table_plot_and_every_answer(made):
+    _, page = made
     words = " ".join(" ".join(page.text).split())
     assert "nano MLLMU-Bench" in words and "Nano numbers" in words
     assert "-100.0" in words and "2/2" in words
@@ -157,14 +210,352 @@ def test_page_holds_table_plot_and_every_answer(runs):
     assert len(page.data["cases"]) == 24
     case = next(c for c in page.data["cases"] if c[0] == "forget/023/classification/image/0")
     assert case[1:5] == ["023", "forget", "classification", "image"]
-    assert case[9] == [["B", "B", True, None], [NASTY, None, False, None], [NASTY, None, False, None]]
+    assert case[9] == [["B", "B", True, None, None], *[[NASTY, None, False, None, None]] * 2]
     generation = next(c for c in page.data["cases"] if c[0] == "retain/007/generation/text/0")
-    assert [answer[2:] for answer in generation[9]] == [[None, 1.0], [None, 0.25], [None, 1.0]]
+    assert [answer[2:] for answer in generation[9]] == [
+        [None, 1.0, None],
+        [None, 0.25, None],
+        [None, 1.0, None],
+    ]
+
+
+def loaded(runs, *methods):
+    problems = Problems()
+    results = load_results([runs / method for method in methods or METHODS], problems)
+    assert problems.lines == []
+    return results
+
+
+def test_numbers_differences_and_intervals_are_those_of_the_results(runs):
+    file = runs / "GA/zero_shot/forget10/results.json"
+    splits = json.loads(file.read_text())["splits"]
+    splits["forget"]["classification"]["image"]["interval"] = [12.3, 45.6]
+    change(file, splits=splits)
+    _, page = make(runs)
+    results = loaded(runs)
+    shown = [table for table in page.tables if table[0][1:] and "VQA" in table[0][1]]
+    for block, table in zip(blocks(results), shown, strict=True):
+        for result, row, cells in zip(results, table[1:], block.cells, strict=True):
+            assert row[0] == result.label
+            for text, cell in zip(row[1:], cells, strict=True):
+                parts = (cell.value, cell.count, cell.interval, cell.difference, cell.difference_interval)
+                assert " ".join(text.split()) == " ".join(part for part in parts if part)
+    row = page.table("GA")
+    assert row["GA"][0] == "0.0 0/2 [12.3, 45.6] -100.0 [-100.0, -100.0]"
+    assert "95 % bootstrap intervals over people" in page.words
+
+
+def test_an_unclear_difference_has_no_colour_and_small_splits_are_told(runs, made):
+    """One of ten people got worse, so that the interval of the difference holds 0."""
+    lines = [
+        {**line, "id": f"{i}/{line['id']}", "person": f"{i:03d}", "picture": None}
+        for i in range(10)
+        for line in questions()
+        if line["split"] == "retain" and line["person"] == "007"
+    ]
+    for method in ("vanilla", "few"):
+        answered = [
+            {**line, **answer(line, "GA" if method == "few" and i < 6 else "vanilla")}
+            for i, line in enumerate(lines)
+        ]
+        folder = runs / "small" / method
+        evaluated(folder, answered, runs / "data")
+    text, page = make(runs, methods=("small/vanilla", "small/few"))
+    results = loaded(runs, "small/vanilla", "small/few")
+    found = difference(results[1], results[0], "retain", BY_KEY["vqa"])
+    assert found.value == -10 and not found.clear
+    assert re.search(r'class="difference">-10\.0 <span class="interval">\[-30\.0, 0\.0\]', text)
+    warnings = [line for line in remarks(results) if line.startswith("warning: retain")]
+    assert len(warnings) == 1 and " ".join(warnings[0].split()) in page.words
+    # where all are worse, the colour says so
+    for verdict in ("better", "worse"):
+        assert f'class="difference {verdict}">-100.0' in made[0]
+
+
+def test_bars_of_each_split_show_the_results_numbers(untouched, made):
+    text, page = made
+    results = loaded(untouched)
+    for place, split in enumerate(("forget", "test", "retain")):
+        rows = figures.bars(results, split)
+        assert list(rows) == ["vqa", "qa"]
+        for key, row in rows.items():
+            assert [bar.value for bar in row] == [result.value(split, key) for result in results]
+            assert [bar.interval for bar in row] == [r.interval(split, BY_KEY[key]) for r in results]
+        svg = text[text.index(f'id="bars-{place}-figure_1"') :].split("</svg>")[0]
+        numbers = re.findall(r">(\d+\.\d)</text>", svg)
+        assert numbers == [f"{bar.value:.1f}" for row in rows.values() for bar in row]
+        assert [label for label in METHODS if f">{label}</text>" in svg] == list(METHODS)
+    assert figures.bar_name("forget", "vqa") == "VQA % ↓" and "VQA % ↑" in page.words
+    # a whisker is one line with two ends, and there is none where the interval is not known
+    (without, *_), (bar, *_) = figures.bars(results, "retain").values()
+    assert without.interval is None and bar.interval is None  # one person
+    svg = figures.svg(figures.bar_plot(results, "retain"), "x")
+    assert len(re.findall('id="x-line2d_', svg)) < len(
+        re.findall('id="x-line2d_', figures.svg(figures.bar_plot(results, "forget"), "x"))
+    )
+
+
+def test_where_no_text_question_is_multiple_choice_qa_is_rouge(untouched):
+    results = loaded(untouched)
+    for result in results:
+        for tasks in result.splits.values():
+            del tasks["classification"]["text"]
+    rows = figures.bars(results, "forget")
+    assert list(rows) == ["vqa", "generation_text"]
+    assert [bar.value for bar in rows["generation_text"]] == [100, 25, 100]
+    assert figures.bar_name("forget", "generation_text") == "QA (ROUGE-L × 100) ↑"
+
+
+def test_figures_are_in_the_pages_colours_and_refer_to_themselves(runs):
+    mask(runs)
+    text, page = make(runs)
+    assert len(page.ids) == len(set(page.ids))
+    used = re.findall(r'(?:href="#|url\(#)([^")]+)', text.split('id="data"')[0])
+    assert len(used) > 20 and set(used) <= set(page.ids)
+    svgs = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert len(svgs) == 5  # three splits, the trade-off, the mask
+    for svg in svgs:
+        assert "currentColor" in svg and "xmlns" not in svg
+        # white and transparent frames are never painted
+        assert not set(re.findall(r"(?:fill|stroke): (#\w+)", svg)) - {"#ffffff"}
+    style = text[: text.index("</style>")]
+    variables = set(re.findall(r"var\((--\w+)\)", text))
+    assert variables and all(style.count(f"{name}:") >= 2 for name in variables)  # light and dark
+
+
+# ---------------------------------------------------------------- forget ratios
+def test_lines_over_forget_ratios_need_two_ratios_of_a_method(runs, made):
+    assert "ratios" not in made[1].ids
+    data = runs / "data" / "MLLMU-Bench"
+    lines = {method: [{**line, **answer(line, method)} for line in questions()] for method in METHODS}
+    evaluated(runs / "GA_05", lines["manifold"], data, ratio=5)
+    evaluated(runs / "GA_15", lines["GA"], data, ratio=15)
+    assert figures.ratio_plot(loaded(runs, "vanilla", "GA_05")) is None  # two ratios, but of two methods
+    _, page = make(runs, methods=("vanilla", "GA_15", "GA_05"))
+    assert "ratios" in page.ids and "Forget ratios" in page.words
+    results = loaded(runs, "vanilla", "GA_15", "GA_05")
+    assert {n: [r.forget_ratio for r in line] for n, line in figures.ratio_lines(results).items()} == {
+        "vanilla": [10],
+        "GA": [5, 15],
+    }
+    axes = figures.ratio_plot(results).axes[0]
+    assert axes.get_title(loc="left") == "forget VQA % ↓"
+    drawn = [line.get_ydata() for line in axes.lines if line.get_marker() == figures.MARKERS[1]]
+    assert [list(numbers) for numbers in drawn] == [[0.0, 0.0]]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["5 %", "10 %", "15 %"]
+
+
+@pytest.mark.parametrize(
+    ("method", "ratio", "name"),
+    [
+        ("GA_05", 5, "GA"),
+        ("GA_5", 5, "GA"),
+        ("GA-forget10", 10, "GA"),
+        ("NPO_forget_15", 15, "NPO"),
+        ("GA_10", 5, "GA_10"),
+        ("GA_Diff", 5, "GA_Diff"),
+        ("lr1e4_05", 5, "lr1e4"),
+        ("GAforget5", 5, "GA"),
+        ("05", 5, "05"),
+    ],
+)
+def test_a_method_is_named_without_its_own_ratio(method, ratio, name):
+    result = SimpleNamespace(method=method, forget_ratio=ratio)
+    assert figures.line_name(result) == name
+
+
+def test_two_runs_of_a_method_at_one_ratio_are_two_lines():
+    def row(ratio, shot="zero_shot"):
+        return SimpleNamespace(method="GA", forget_ratio=ratio, benchmark="b", shot=shot, mcq="letter")
+
+    lines = figures.ratio_lines([row(5), row(5), row(10), row(10), row(5, "few_shot")])
+    assert {name: [r.forget_ratio for r in line] for name, line in lines.items()} == {
+        "GA (b, zero_shot, letter)": [5, 10],
+        "GA (b, zero_shot, letter; no. 2)": [5, 10],
+        "GA (b, few_shot, letter)": [5],
+    }
+    assert figures.ratio_lines([row(5), row(5)]) == {}
+
+
+# ---------------------------------------------------------------- mask and cost
+COVERAGE = {
+    "language": {
+        "language_model.embed_tokens": {"salient": 5, "weights": 200, "share": 0.025},
+        "all": {"salient": 95, "weights": 400, "share": 0.2375},
+        "language_model.layers.0": {"salient": 13, "weights": 100, "share": 0.13},
+        "language_model.layers.1": {"salient": 77, "weights": 100, "share": 0.77},
+    },
+    "vision": {
+        "all": {"salient": 60, "weights": 200, "share": 0.3},
+        "visual.blocks.0": {"salient": 41, "weights": 100, "share": 0.41},
+        "visual.merger<b>$x^": {"salient": 19, "weights": 100, "share": 0.19},
+    },
+}
+
+
+def mask(runs, name="both", given=None):
+    """A mask's folder with its coverage, and manifold trained with that mask."""
+    folder = runs / "mask"
+    change(folder / "coverage.json", **COVERAGE)
+    change(
+        folder / "run.json",
+        started="2025-01-01T10:00:00+00:00",
+        arguments={"mask_kind": "saliency", "fisher": "sample", "threshold": 1.0},
+        seconds=75.0,
+        peak_memory_bytes=3_000_000,
+    )
+    path = given or str(folder / f"mllmu_{name}_mask.pt")
+    change(
+        runs / "manifold/run.json",
+        started="2025-01-01T12:00:00+00:00",
+        arguments={"grad_mask_path": path},
+        device="cuda:0",
+        processes=2,
+        seconds=4000.4,
+        peak_memory_bytes=2_500_000_000,
+        peak_gpu_memory_bytes=41_200_000_000,
+    )
+    return folder
+
+
+def masks(runs):
+    problems = Problems()
+    found = report.masks_of(report.load_runs(loaded(runs), problems), problems)
+    assert problems.lines == []
+    return found
+
+
+def test_the_masks_coverage_is_drawn_by_layer(runs):
+    folder = mask(runs)
+    (folder / "coverage.png").write_bytes(picture_bytes("red"))
+    text, page = make(runs)
+    svg = text[text.index('id="mask-0-figure_1"') :].split("</svg>")[0]
+    axes = figures.coverage_plot(COVERAGE).axes[0]
+    words = [label.get_text() for label in axes.texts]
+    assert words == ["language: language_model.layers", "13", "77", "vision: visual.blocks", "41"]
+    assert all(f">{word}</text>" in svg for word in words)
+    assert page.table("language")["language"] == ["95", "400", "23.8 %"]
+    assert page.table("language")["visual.merger<b>$x^"] == ["19", "100", "19.0 %"]
+    assert "used by manifold" in page.words and "kind saliency, fisher sample, threshold 1.0" in page.words
+    assert text.count("data:image/png;base64,") == 1
+    assert "written again" not in text and "Not found" not in text
+    cells = [(round(cell.get_x() + 0.5), cell.get_alpha()) for cell in axes.patches]
+    assert [layer for layer, _ in cells] == [0, 1, 0]
+    shares = [0.13, 0.77, 0.41]  # the strongest colour is that of the largest share
+    assert [alpha for _, alpha in cells] == pytest.approx([0.05 + 0.75 * x / 0.77 for x in shares])
+
+
+def test_a_mask_of_one_part_shows_that_part(runs):
+    mask(runs, "language")
+    (use,) = masks(runs)
+    assert use.coverage == {"language": COVERAGE["language"]}
+    assert [row["name"] for row in use.table] == ["language", "language_model.embed_tokens"]
+
+
+def test_without_a_mask_there_is_no_section_and_a_missing_one_is_told(runs, made, capsys):
+    assert "mask" not in made[1].ids and "Not found" not in made[1].words
+    mask(runs, given="elsewhere/<img>_mask.pt")
+    _, page = make(runs)
+    assert "mask" in page.ids and "img" not in page.tags
+    assert "Not found: no coverage.json lies beside elsewhere/<img>_mask.pt" in page.words
+    assert "no coverage.json beside the mask elsewhere/<img>_mask.pt" in capsys.readouterr().out
+
+
+def test_a_relative_mask_is_found_from_here_or_from_above_the_model(runs, monkeypatch):
+    mask(runs, given="mask/mllmu_both_mask.pt")
+    assert [use.folder for use in masks(runs)] == [runs / "mask"]  # from the folder above the model
+    elsewhere = runs / "here"
+    change(elsewhere / "mask/coverage.json", language=COVERAGE["language"])
+    monkeypatch.chdir(elsewhere)
+    assert [use.folder for use in masks(runs)] == [elsewhere / "mask"]
+
+
+def test_a_mask_written_after_the_training_is_told(runs):
+    change(mask(runs) / "run.json", started="2025-01-02T00:00:00+00:00")
+    assert "written again after the training" in make(runs)[0]
+
+
+def test_costs_of_training_and_evaluation(runs):
+    mask(runs)
+    workers = [
+        {"questions": 30, "device": "cuda:0", "seconds": 10.0, "peak_memory_bytes": 2_000_000_000,
+         "peak_gpu_memory_bytes": 15_000_000_000},
+        {"questions": 20, "device": "cuda:0", "seconds": 8.0, "peak_memory_bytes": 2_000_000_000,
+         "peak_gpu_memory_bytes": 14_000_000_000},
+    ]  # fmt: skip
+    change(runs / "manifold/zero_shot/forget10/results.json", cost=workers)
+    change(
+        runs / "GA/zero_shot/forget10/results.json",
+        cost=[{**workers[0], "device": "cpu", "seconds": 61.0, "peak_gpu_memory_bytes": None}],
+    )
+    _, page = make(runs)
+    table = next(table for table in page.tables if any("questions/s" in row for row in table))
+    rows = {row[0]: [" ".join(cell.split()) for cell in row[1:]] for row in table}
+    assert rows["manifold"] == [
+        "1 h 6 min mask 1 min 15 s", "41.2 GB GPU 2.5 GB host mask 3 MB", "2 × cuda",
+        "50", "10 s", "5.0", "29.0 GB GPU at most 15.0 GB each", "2 × cuda",
+    ]  # fmt: skip
+    assert rows["GA"] == ["–", "–", "–", "30", "1 min 1 s", "0.5", "2.0 GB", "cpu"]
+    assert rows["vanilla"] == ["–"] * 8
+
+
+def test_run_json_is_found_where_the_results_name_the_model(runs):
+    """An evaluation with --output_dir lies apart from its model."""
+    model = runs / "models" / "apart"
+    change(model / "run.json", seconds=12.0, peak_memory_bytes=1_000_000, device="cpu")
+    change(runs / "GA/zero_shot/forget10/results.json", model=str(model))
+    found = {
+        run.result.label: report.training_cost(run.training)
+        for run in report.load_runs(loaded(runs), Problems())
+    }
+    assert found["GA"] == {"time": "12 s", "memory": "1 MB", "host": "", "device": "cpu"}
+    assert found["vanilla"] == {}
+
+
+# ---------------------------------------------------------------- what the page's script reads
+def test_factuality_is_with_the_answer(runs):
+    file = runs / "GA/zero_shot/forget10/predictions_forget.jsonl"
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+    for line in lines:
+        if line["task"] == "generation":
+            line["scores"]["factuality"] = 3
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = runs / "GA/zero_shot/forget10/results.json"
+    splits = json.loads(results.read_text())["splits"]
+    splits["forget"] = summarise(lines)["forget"]
+    change(results, splits=splits, judge={"model": "judge-7b", "served": [], "prompt": "abc", "judged": 4})
+    _, page = make(runs)
+    case = next(c for c in page.data["cases"] if c[0] == "forget/101/generation/text/0")
+    assert [answer[4] for answer in case[9]] == [None, 3, None]
+    assert "Factuality was judged by judge-7b." in page.words
+
+
+def test_every_filter_of_the_form_is_read_and_linked(made):
+    text, _ = made
+    form = text[text.index("<form") : text.index("</form>")]
+    fields = re.findall(r'<(?:select|input) name="(\w+)"', form)
+    assert re.findall(r'const FIELDS = \["(.*)"\]', text)[0].split('", "') == fields
+    assert {"split", "task", "modality", "change", "method", "text"} == set(fields)
+    assert re.findall(r"<option>([^<]*)</option>", form) == [
+        *("forget", "test", "retain"), *("classification", "cloze", "generation"), *("image", "text"),
+        *("GA", "manifold"),
+    ]  # fmt: skip
+
+
+def test_questions_are_in_the_data_only_so_that_the_page_opens_at_once(made):
+    text, _ = made
+    before, _, after = text.partition('<script type="application/json"')
+    assert "Where was person" not in before and after.count("Where was person 023 born?") == 12
+    assert text.count("JSON.parse") == 1
+    figures_size = sum(map(len, re.findall(r"<svg.*?</svg>", text, re.DOTALL)))
+    assert len(before) - figures_size < 40_000 and figures_size < 5 * 40_000
 
 
 def test_page_loads_nothing_and_escapes_everything(runs):
+    mask(runs)
     text, page = make(runs)
     assert all(address.startswith(("#", "data:")) for address in page.addresses)
+    assert not re.search(r"(https?:)?//[\w.]+\.\w", text.split('id="data"')[0])
     assert not re.search(r"url\((?!['\"]?#)|@import|<link|\bfetch\(", text)
     assert "img" not in page.tags and text.count("</script>") == 2
     assert 'onerror="' not in text and "\u2028" not in text.split('id="data"')[0]
@@ -180,10 +571,10 @@ def test_method_names_are_escaped(runs):
     assert "<b>&" not in text and "a&lt;b&gt;&amp;$x^" in text
 
 
-def test_each_picture_is_embedded_once_and_is_the_right_one(runs):
+def test_each_picture_is_embedded_once_and_is_the_right_one(made):
     from PIL import Image
 
-    text, page = make(runs)
+    text, page = made
     pictures = page.data["pictures"]
     assert len(pictures) == 4 == len(set(pictures)) == text.count("data:image/")
 
@@ -201,19 +592,19 @@ def test_each_picture_is_embedded_once_and_is_the_right_one(runs):
     assert shown["forget/101/cloze/text/0"] is None
 
 
-def test_before_and_after_takes_first_multiple_choice_questions(runs):
-    _, page = make(runs)
+def test_before_and_after_takes_first_multiple_choice_questions(untouched, made):
+    _, page = made
     assert [person["person"] for person in page.data["people"]] == ["023", "101"]
     asked = [page.data["cases"][place][0] for place in page.data["people"][1]["cases"]]
     assert asked == ["forget/101/classification/image/0", "forget/101/classification/text/0"]
     assert page.data["people"][1]["picture"] is not None
-    text, page = make(runs, "--people", 1)
+    text, page = make(untouched, "--people", 1)
     assert len(page.data["people"]) == 1 and "1 of 2" in text
 
 
-def test_same_results_give_the_same_page(runs):
-    text, page = make(runs)
-    assert make(runs)[0] == text
+def test_same_results_give_the_same_page(untouched, made):
+    text, page = made
+    assert make(untouched)[0] == text
     # pictures in the order of the questions, not of a set, which differs from run to run
     first_uses = dict.fromkeys(case[8] for case in page.data["cases"] if case[8] is not None)
     assert sorted(first_uses) == [0, 1, 2, 3]
@@ -230,7 +621,7 @@ def test_without_pictures_the_page_is_made_and_says_so(runs, capsys):
     assert "pictures were not found" not in text and len(page.data["pictures"]) == 4
 
 
-def test_a_picture_that_is_no_picture_is_left_out(runs):
+def test_a_picture_that_is_no_picture_is_left_out():
     assert report._thumbnail(b"no picture") is None
     assert report._thumbnail(picture_bytes("red")[:60]) is None
 
@@ -249,9 +640,10 @@ def test_questions_that_differ_are_not_put_side_by_side(runs):
     ]
 
 
-def test_without_vanilla_there_is_no_plot_but_a_page(runs):
-    text, page = make(runs, methods=("GA", "manifold"))
-    assert "svg" not in page.tags and "No plot" in text and "No vanilla row" in text
+def test_without_vanilla_there_is_no_plot_but_a_page(untouched):
+    text, page = make(untouched, methods=("GA", "manifold"))
+    assert not any(name.startswith("tradeoff") for name in page.ids)
+    assert "No plot" in text and "No vanilla row" in text
     assert page.data["vanilla"] == [None, None]
 
 
@@ -260,10 +652,12 @@ def test_all_mistakes_at_once(runs, capsys):
     broken.write_text(broken.read_text(encoding="utf-8") + '{"id": "cut o', encoding="utf-8")
     for file in (runs / "manifold").rglob("predictions_*"):
         file.unlink()
+    (run := runs / "GA" / "run.json").write_text('{"seconds": ')
     with pytest.raises(SystemExit) as stopped:
         make(runs, "--data_dir", runs / "nowhere", methods=(*METHODS, "missing"))
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and not (runs / "out").exists()
+    assert error.count("not valid JSON") == 2 and f"{run} is not valid JSON" in error
     assert f"{broken}, line 7: not valid JSON" in error
     assert "no predictions_<split>.jsonl" in error and "missing: no such folder" in error
     assert "--data_dir" in error

@@ -1,0 +1,305 @@
+"""The figures of eval/report.py: bars per split, lines over forget ratios, where a mask's weights lie.
+
+Figures are drawn in fixed colours without pyplot, so there is no global state and no display. `svg` makes
+inline SVG of one and puts CSS variables of the page in the place of the colours: the same drawing serves
+light, dark and print. No text is read as TeX, so any folder name is safe.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from eval.results import BY_KEY, INK, Result, lower_is_better
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# light and dark values of the variables are in the template; these are drawn, and never shown
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#b0568f", "#8a6d00", "#56b4e9", "#7b5fd0")
+HEAT, CARD = "#4a86d0", "#fefefe"
+COLOURS = {INK: "currentColor", HEAT: "var(--heat)", CARD: "var(--card)"} | {
+    colour: f"var(--s{i})" for i, colour in enumerate(SERIES)
+}
+MARKERS = "osD^vPX*"
+DASHES = ("-", "--", "-.", ":")
+TAG = re.compile(r"<[^>]+>")
+METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
+NAMESPACE = re.compile(r' xmlns(:\w+)?="[^"]*"')  # HTML needs none, and so no address is left in the page
+LAYERS = re.compile(r"(.*\.(?:layers|blocks))\.(\d+)")  # a group of coverage.json that is a layer of a stack
+# panels of the lines over forget ratios, where there are numbers for them
+PANELS = (("forget", "vqa"), ("forget", "qa"), ("retain", "vqa"), ("retain", "qa"), ("test", "vqa"))
+
+
+def svg(figure: Figure, name: str) -> str:
+    """The figure as an <svg> element in the page's colours. `name` is in all its ids: a page holds several
+    figures, and what one refers to must not be found in another."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    # text stays text, and ids come from a fixed salt: the same results give the same page
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.patch.set_alpha(0)
+        for axes in figure.axes:
+            axes.patch.set_alpha(0)
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return TAG.sub(lambda tag: _page_tag(tag[0], name), METADATA.sub("", text[text.index("<svg") :]))
+
+
+def _page_tag(tag: str, name: str) -> str:
+    """One tag with the page's colours and with ids of its own; text between tags is nowhere touched."""
+    for colour, variable in COLOURS.items():
+        tag = tag.replace(colour, variable)
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", NAMESPACE.sub("", tag))
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _plain(axes: Axes) -> None:
+    """Two spines and ticks in the text colour."""
+    axes.spines[["top", "right"]].set_visible(False)
+    for spine in axes.spines.values():
+        spine.set_color(INK)
+    axes.tick_params(colors=INK, labelsize=8.5)
+
+
+def _short(label: str) -> str:
+    """A label that leaves room for the drawing; the table has it in full."""
+    return label if len(label) <= 28 else f"{label[:11]}…{label[-16:]}"
+
+
+# ---------------------------------------------------------------- bars per split
+class Bar(NamedTuple):
+    """A number in percent and, where it is known, its interval."""
+
+    value: float
+    interval: tuple[float, float] | None
+
+
+def bars(results: Sequence[Result], split: str) -> dict[str, list[Bar | None]]:
+    """{metric key: one bar per result}, of VQA and QA on this split; metrics that no result has are left out.
+
+    Where a split has no multiple-choice text questions (CLEAR), QA is the ROUGE-L of the text answers times
+    100, as in the trade-off.
+    """
+    qa = "qa" if any(result.value(split, "qa") is not None for result in results) else "generation_text"
+    found = {key: [_bar(result, split, key) for result in results] for key in ("vqa", qa)}
+    return {key: row for key, row in found.items() if any(row)}
+
+
+def _bar(result: Result, split: str, key: str) -> Bar | None:
+    value, scale = result.value(split, key), 1 if BY_KEY[key].counted else 100
+    if value is None:
+        return None
+    interval = result.interval(split, BY_KEY[key])
+    return Bar(scale * value, interval and (scale * interval[0], scale * interval[1]))
+
+
+def bar_name(split: str, key: str) -> str:
+    """How the bars of a metric are called: `VQA %`, with the wanted direction."""
+    metric = BY_KEY[key]
+    title = metric.title if metric.counted else "QA (ROUGE-L × 100)"
+    return f"{title} {'↓' if lower_is_better(split, metric) else '↑'}"
+
+
+def bar_plot(results: Sequence[Result], split: str) -> Figure | None:
+    """Horizontal bars, grouped by result, with whiskers for the intervals; None without a number.
+
+    Dotted lines continue the first vanilla row's bars, to compare with.
+    """
+    rows = bars(results, split)
+    if not rows:
+        return None
+    thick = 0.78 / len(rows)
+    figure = _figure(4.6, 0.65 + len(results) * (0.11 + 0.16 * len(rows)))
+    axes = figure.add_subplot()
+    vanilla = next((i for i, result in enumerate(results) if result.is_vanilla), None)
+    for place, row in enumerate(rows.values()):
+        for i, bar in enumerate(row):
+            if bar:
+                at = i + (place - (len(rows) - 1) / 2) * thick
+                _draw_bar(axes, at, bar, SERIES[place], 0.88 * thick)
+        if vanilla is not None and row[vanilla]:
+            axes.axvline(row[vanilla].value, color=SERIES[place], linewidth=1, linestyle=":", zorder=1)
+    axes.set_xlim(0, 114)  # room for the numbers beside the longest bars
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_ylim(len(results) - 0.5, -0.5)
+    axes.set_yticks(range(len(results)), [_short(result.label) for result in results], parse_math=False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("percent", color=INK, fontsize=8.5)
+    axes.spines["bottom"].set_bounds(0, 100)
+    _plain(axes)
+    return figure
+
+
+def _draw_bar(axes: Axes, at: float, bar: Bar, colour: str, thick: float) -> None:
+    """One bar at height `at`, its whisker, and its number at the end of both."""
+    axes.barh(at, bar.value, height=thick, color=colour, alpha=0.75, zorder=2)
+    low, high = bar.interval or (bar.value, bar.value)
+    if bar.interval:
+        axes.plot([low, high], [at, at], color=INK, linewidth=1.2, marker="|", markersize=5, zorder=3)
+    axes.annotate(
+        f"{bar.value:.1f}", (max(bar.value, high), at), (4, 0), textcoords="offset points",
+        va="center", color=INK, fontsize=7.5, bbox={"facecolor": CARD, "pad": 0.6, "linewidth": 0},
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- lines over forget ratios
+def line_name(result: Result) -> str:
+    """The method without a forget ratio at its end: `GA_05` evaluated at 5 % and `GA_10` at 10 % are GA."""
+    ending = re.fullmatch(r"(.+?)(?:[-_.](?:forget[-_.]?)?|forget[-_.]?|(?<=[A-Za-z]))0*(\d+)", result.method)
+    return ending[1] if ending and int(ending[2]) == result.forget_ratio else result.method
+
+
+def ratio_lines(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """{name: results by forget ratio} of all methods, or nothing unless one has two ratios or more.
+
+    Rows with different benchmark, shot or multiple-choice rule are different lines, and so are the first and
+    the second row of a method at one ratio.
+    """
+    lines: dict[tuple, dict[int, Result]] = {}
+    for result in results:
+        name, time = line_name(result), 1
+        about = (result.benchmark, result.shot, result.mcq)
+        while result.forget_ratio in lines.get((name, about, time), {}):
+            time += 1
+        lines.setdefault((name, about, time), {})[result.forget_ratio] = result
+    if not any(len(line) > 1 for line in lines.values()):
+        return {}
+    settings = list(dict.fromkeys(about for _, about, _ in lines))
+    named = {}
+    for (name, about, time), line in lines.items():
+        extra = [", ".join(about)] * (len(settings) > 1) + [f"no. {time}"] * (time > 1)
+        label = f"{name} ({'; '.join(extra)})" if extra else name
+        named[label] = [line[ratio] for ratio in sorted(line)]
+    return named
+
+
+def ratio_plot(results: Sequence[Result]) -> Figure | None:
+    """One panel per split and metric, x: forget ratio, y: percent, one line per method with its intervals."""
+    lines = ratio_lines(results)
+    panels = [
+        (split, key)
+        for split, key in PANELS
+        if any(sum(r.value(split, key) is not None for r in line) > 1 for line in lines.values())
+    ]
+    if not panels:
+        return None
+    rows = (len(panels) + 1) // 2
+    names = list(lines)
+    figure = _figure(7.4, 2.35 * rows + 0.25 * (1 + len(names) // 4))
+    grid = figure.subplots(rows, 2, squeeze=False, sharex=True, sharey=True).flatten()
+    ratios = sorted({result.forget_ratio for line in lines.values() for result in line})
+    for axes, (split, key) in zip(grid, panels):
+        for place, name in enumerate(names):
+            shift = (place - (len(names) - 1) / 2) * 0.012 * (ratios[-1] - ratios[0])
+            _draw_line(axes, lines[name], split, key, place, shift)
+        arrow = "↓" if lower_is_better(split, BY_KEY[key]) else "↑"
+        axes.set_title(f"{split} {BY_KEY[key].title} {arrow}", color=INK, fontsize=9.5, loc="left")
+        axes.set_xticks(ratios, [f"{ratio} %" for ratio in ratios])
+        axes.xaxis.set_tick_params(labelbottom=True)
+        axes.set_ylim(0, 104)
+        _plain(axes)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    _legend(figure, names, {name for name, line in lines.items() if line[0].is_vanilla})
+    return figure
+
+
+def _style(place: int, vanilla: bool) -> dict[str, Any]:
+    """Colour, marker and dashes of the line number `place`; vanilla is drawn in the text colour."""
+    return {
+        "color": INK if vanilla else SERIES[place % len(SERIES)],
+        "marker": MARKERS[place % len(MARKERS)],
+        "linestyle": DASHES[place // len(SERIES) % len(DASHES)],
+        "linewidth": 1.5,
+        "markersize": 5,
+    }
+
+
+def _draw_line(axes: Axes, line: list[Result], split: str, key: str, place: int, shift: float) -> None:
+    """A method's numbers at its ratios; the shift to the side keeps intervals of several methods apart."""
+    found = [(result.forget_ratio + shift, _bar(result, split, key)) for result in line]
+    points = [(x, bar) for x, bar in found if bar]
+    style = _style(place, line[0].is_vanilla)
+    axes.plot([x for x, _ in points], [bar.value for _, bar in points], **style, zorder=3)
+    for x, bar in points:
+        if bar.interval:
+            axes.plot([x, x], bar.interval, color=style["color"], linewidth=0.9, alpha=0.6, zorder=2)
+
+
+def _legend(figure: Figure, names: Sequence[str], vanilla: set[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], **_style(place, name in vanilla)) for place, name in enumerate(names)]
+    # matplotlib leaves out labels that begin with an underscore, so the names come in afterwards
+    legend = figure.legend(
+        handles, [str(place) for place in range(len(names))], loc="outside lower center", ncols=4,
+        frameon=False, fontsize=9, labelcolor=INK,
+    )  # fmt: skip
+    for text, name in zip(legend.get_texts(), names):
+        text.set(text=_short(name), parse_math=False)
+
+
+# ---------------------------------------------------------------- a mask's coverage
+def stacks(groups: dict[str, dict[str, Any]]) -> dict[str, dict[int, float]]:
+    """{stack: {layer: percent salient}} from one part of coverage.json (see data_process/coverage.py)."""
+    found: dict[str, dict[int, float]] = {}
+    for name, entry in groups.items():
+        if layer := LAYERS.fullmatch(name):
+            found.setdefault(layer[1], {})[int(layer[2])] = 100 * entry["share"]
+    return found
+
+
+def outside_layers(groups: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The entries of one part of coverage.json that are no layer: embeddings, head, projector, norms."""
+    return {name: entry for name, entry in groups.items() if name != "all" and not LAYERS.fullmatch(name)}
+
+
+def coverage_plot(coverage: dict[str, dict[str, dict[str, Any]]]) -> Figure | None:
+    """A heat map with one row per stack of layers and one cell per layer; None where there is no layer.
+
+    coverage: {part: {group: {"share": 0..1}}} as in coverage.json. The colour is the share of weights that
+    are salient, from 0 to the largest of all cells, which also say it in percent.
+    """
+    found = {
+        f"{part}: {name}": row for part, groups in coverage.items() for name, row in stacks(groups).items()
+    }
+    if not found:
+        return None
+    from matplotlib.patches import Rectangle
+
+    width = 1 + max(layer for row in found.values() for layer in row)
+    top = max(share for row in found.values() for share in row.values())
+    figure = _figure(9, 0.45 + 0.62 * len(found))
+    axes = figure.add_subplot()
+    for place, (name, row) in enumerate(found.items()):
+        axes.annotate(name, (-0.5, place - 0.3), color=INK, fontsize=8.5, parse_math=False)
+        for layer, share in row.items():
+            alpha = 0.05 + 0.75 * share / top if top else 0.05
+            axes.add_patch(Rectangle((layer - 0.5, place - 0.2), 1, 0.55, facecolor=HEAT, alpha=alpha, lw=0))
+            if width <= 48:  # more cells have no room for two digits
+                axes.annotate(
+                    f"{share:.0f}", (layer, place + 0.08), color=INK, fontsize=7, ha="center", va="center"
+                )
+    axes.set_xlim(-0.5, max(width, 12) - 0.5)  # few layers need no cells as wide as the page
+    axes.set_xticks(range(0, width, max(1, width // 8)))
+    axes.set_ylim(len(found) - 0.5, -0.6)
+    axes.set_yticks([])
+    axes.set_xlabel("layer", color=INK, fontsize=9, loc="left")
+    _plain(axes)
+    axes.spines["left"].set_visible(False)
+    axes.spines["bottom"].set_bounds(-0.5, width - 0.5)
+    return figure
