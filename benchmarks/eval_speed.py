@@ -1,0 +1,362 @@
+"""The evaluation against the plain way, as released evaluations work: one question at a time, 50 new tokens.
+
+    python benchmarks/eval_speed.py --data_split_dir runs/nano/data/MLLMU-Bench
+
+Same model, same questions, in one run: the plain way answers a part of them, ours all of them, in turn, so
+that a noisy machine is noisy for both. For a LLaVA of about 50 M random weights, which never ends a reply
+early, with 144 image tokens, and for a nano model. Printed: questions per second and their ratio; on how many
+questions the two agree; where our time goes; and how far it is from the time that the needed arithmetic takes
+at the machine's measured matrix rate: each picture, each prompt token and each needed new token once. Last,
+two workers of one thread each against one.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from utils import cli
+
+NEW = 50  # tokens of a plain reply
+PARTS = ("pictures", "prefixes", "rests of prompts", "decoding", "the rest")
+
+
+def parse_args():
+    p = cli.parser(__doc__)
+    p.add_argument(
+        "--data_split_dir", default="runs/nano/data/MLLMU-Bench", help="default runs/nano/data/MLLMU-Bench"
+    )
+    p.add_argument(
+        "--nano_model", default="runs/nano/data/untrained", help="default runs/nano/data/untrained"
+    )
+    p.add_argument("--people", type=cli.number(int, 1), default=28, help="18 questions each; default 28")
+    p.add_argument("--rounds", type=cli.number(int, 1), default=3, help="turns of both ways; default 3")
+    p.add_argument(
+        "--threads",
+        type=cli.number(int, 1),
+        default=2,
+        help="of the two ways, and cores shared by workers; default 2",
+    )
+    p.add_argument("--hidden_size", type=cli.number(int, 64), default=512, help="width; default 512")
+    p.add_argument("--layers", type=cli.number(int, 1), default=14, help="its layers; default 14")
+    cli.flag(p, "--workers", default=True, help="compare two workers with one; default True")
+    return cli.parse(p)
+
+
+# ---------------------------------------------------------------- questions and models
+def read_questions(args) -> list:
+    from utils.mllmu import MLLMUBench
+
+    questions = MLLMUBench(args.data_split_dir, 10, args.problems).questions("retain", seed=0)
+    args.problems.stop()
+    people = list(dict.fromkeys(q.person for q in questions))[: args.people]
+    return [q for q in questions if q.person in people]
+
+
+def make_model(args, folder: Path) -> None:
+    """A LLaVA with 168 x 168 pixels in patches of 14: 144 image tokens."""
+    from data_process import make_tiny_model as tiny
+
+    tokenizer = tiny.train_tokenizer(tiny.read_texts([Path(args.data_split_dir)]), "llava", vocab_size=4096)
+    size = tiny.Size(
+        image_size=168, patch_size=14, hidden_size=args.hidden_size, layers=args.layers, heads=8,
+        vision_hidden_size=384, vision_layers=6, vision_heads=6,
+    )  # fmt: skip
+    tiny.save(
+        tiny.build_model("llava", tokenizer, size), tiny.build_processor("llava", tokenizer, size), folder
+    )
+
+
+def requests_of(questions: list, chat) -> list:
+    from eval.generate import Request
+    from eval.prompts import mllmu_prompt
+
+    return [
+        Request(
+            chat.prompt(mllmu_prompt(q, "letter"), int(q.picture is not None)),
+            [q.picture] if q.picture else [],
+            letter=q.task == "classification",
+            hit=q.truth if q.task == "cloze" else None,
+        )
+        for q in questions
+    ]
+
+
+# ---------------------------------------------------------------- the two ways
+class Plain:
+    """One question at a time, 50 new tokens or the end of the turn."""
+
+    def __init__(self, model, processor, endings):
+        from transformers import GenerationConfig
+
+        self.model, self.processor, self.endings = model, processor, endings
+        ends = sorted(endings.ends)
+        self.config = GenerationConfig(
+            max_new_tokens=NEW, do_sample=False, eos_token_id=ends, pad_token_id=ends[0]
+        )
+
+    def inputs(self, request) -> dict:
+        from utils.collate import encode
+
+        pictures = [request.loaded()] if request.pictures else []
+        return encode(self.processor, [request.prompt], pictures, "left")
+
+    def answer(self, request) -> list[int]:
+        """The reply's tokens."""
+        inputs = self.inputs(request)
+        start = inputs["input_ids"].shape[1]
+        return self.model.generate(**inputs, generation_config=self.config)[0, start:].tolist()
+
+
+class Ours:
+    """The evaluation's own batches and answers, with the time of each part and what was needed counted."""
+
+    def __init__(self, model, processor, family):
+        from eval.generate import Answerer
+
+        self.model, self.family = model, family
+        self.answerer = Answerer(model, processor, family, NEW)
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.shared: list[tuple[list, list[int]]] = []  # (rows, lengths of their prefixes) of every batch
+
+    def answer(self, requests: list, batches: list[list[int]]) -> list[list[int]]:
+        """The replies' tokens; to be called while `measured`."""
+        out = [[] for _ in requests]
+        for batch in batches:
+            self.answerer.answer([requests[i] for i in batch])
+            for row in self.shared[-1][0]:
+                out[batch[row.request]] = row.reply
+        return out
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Sum up the seconds of each part meanwhile."""
+        from eval.generate import SharedAnswers
+        from eval.shared_prefix import Continued, SharedPrefix
+
+        seconds, shared = self.seconds, self.shared
+        seconds.update(dict.fromkeys(PARTS, 0.0))
+        shared.clear()
+        kept = {}
+
+        def timed(part: str, owner, name: str) -> None:
+            function = kept[owner, name] = getattr(owner, name)
+
+            def wrapper(*args, **kwargs):
+                started = time.perf_counter()
+                result = function(*args, **kwargs)
+                seconds[part] += time.perf_counter() - started
+                if name == "_share":
+                    shared.append((result[0], result[2]))
+                return result
+
+            setattr(owner, name, wrapper)
+
+        timed("pictures", type(self.model.model), "get_image_features")
+        timed("prefixes", SharedPrefix, "prefill")
+        timed("rests of prompts", Continued, "prompt")
+        timed("decoding", Continued, "step")
+        timed("the rest", SharedAnswers, "_share")
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            for (owner, name), function in kept.items():
+                setattr(owner, name, function)
+        seconds["prefixes"] -= seconds["pictures"]
+        seconds["the rest"] = time.perf_counter() - started - sum(seconds[part] for part in PARTS[:4])
+
+
+# ---------------------------------------------------------------- the lower bound
+def matrix_rate(width: int) -> float:
+    """Floating-point operations per second of a large product of the model's width, the best of a few."""
+    import torch
+
+    a, b, best = torch.randn(2048, width), torch.randn(width, 2 * width), 0.0
+    for _ in range(30):
+        started = time.perf_counter()
+        torch.mm(a, b)
+        best = max(best, 2 * a.shape[0] * b.numel() / (time.perf_counter() - started))
+    return best
+
+
+def operations(ours: Ours, picture) -> float:
+    """What cannot be left out: every picture once, every token of a prefix, of a prompt's rest and of a reply
+    that another follows once through the decoder, the head at every new token."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, decoder = ours.model, ours.model.get_decoder()
+    inputs = ours.answerer.way.processor(text="<image>", images=[picture.load()], return_tensors="pt")
+    with FlopCounterMode(display=False) as counted, torch.inference_mode():
+        model.get_image_features(inputs["pixel_values"])
+    layers = decoder.config.num_hidden_layers
+    linear = sum(2 * m.weight.numel() for m in decoder.modules() if isinstance(m, torch.nn.Linear))
+    head = 2 * model.get_output_embeddings().weight.numel()
+    # tokens first .. last each attend to all before them and themselves
+    attended = lambda first, last: (last - first + 1) * (first + last) / 2
+    attention = lambda first, last: 4 * layers * decoder.config.hidden_size * attended(first, last)
+    total = 0.0
+    for rows, lengths in ours.shared:
+        about_pictures = bool(rows) and max(lengths) > 100
+        for length in lengths:
+            total += length * linear + attention(1, length) + about_pictures * counted.get_total_flops()
+        for row in rows:
+            tokens, before = len(row.tokens) + len(row.reply) - 1, lengths[row.group]
+            total += tokens * linear + attention(before + 1, before + tokens) + len(row.reply) * head
+    return total
+
+
+# ---------------------------------------------------------------- comparing
+def agreement(plain: Plain, questions: list, requests: list, theirs: list, ours: list) -> str:
+    """Scores and replies that are the same; ours may end earlier. Where two replies part, how far apart the
+    two tokens' logits are, in standard deviations of all logits: a tie in fp32 is about 1e-5."""
+    from eval.metrics import cloze_hit, generation_scores, letter_choice
+
+    score = {
+        "classification": lambda q, text: letter_choice(text, q.options),
+        "cloze": lambda q, text: cloze_hit(text, q.truth),
+        "generation": lambda q, text: generation_scores(text, q.truth),
+    }
+    same, gaps = 0, []
+    for question, request, a, b in zip(questions, requests, theirs, ours, strict=True):
+        of = score[question.task]
+        same += of(question, plain.endings.text(a)) == of(question, plain.endings.text(b))
+        parted = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), None)
+        if parted is not None:
+            gaps.append(gap(plain, request, a, b, parted))
+    equal = len(questions) - len(gaps)
+    found = f"same score: {same} of {len(questions)} questions; same reply as far as it goes: {equal}"
+    return found + (f"; the others part at ties, logits at most {max(gaps):.0e} apart" if gaps else "")
+
+
+def gap(plain: Plain, request, a: list[int], b: list[int], parted: int) -> float:
+    """How far apart the logits of the tokens are at which the replies a and b part."""
+    import torch
+
+    inputs = plain.inputs(request)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([a[:parted]], dtype=torch.long)], 1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    with torch.inference_mode():
+        logits = plain.model(**inputs, logits_to_keep=1).logits[0, -1]
+    return float((logits[a[parted]] - logits[b[parted]]).abs() / logits.std())
+
+
+def compare(args, title: str, folder: str, questions: list) -> None:
+    import torch
+
+    from eval.generate import Endings
+    from eval.plan import plan
+    from eval.workers import keep_memory
+    from utils import models
+    from utils.collate import Chat, PromptLengths
+
+    torch.set_num_threads(args.threads)
+    keep_memory()
+    processor, model = models.load_processor(folder), models.load_model(folder, "fp32").eval()
+    chat = Chat(processor)
+    requests, lengths = requests_of(questions, chat), PromptLengths(processor, chat)
+    batches = plan([r.load(lengths, NEW) for r in requests], *batch_limits())
+    plain = Plain(model, processor, Endings(model, processor))
+    ours = Ours(model, processor, models.family_of(model))
+    plain_replies, plain_seconds, our_seconds, rates, parts = [], 0.0, [], [], []
+    for turn in range(args.rounds):
+        rates.append(matrix_rate(model.get_decoder().config.hidden_size))
+        started = time.perf_counter()
+        with ours.measured():
+            our_replies = ours.answer(requests, batches)
+        our_seconds.append(time.perf_counter() - started)
+        parts.append(dict(ours.seconds))
+        started = time.perf_counter()
+        some = requests[len(plain_replies) : len(requests) * (turn + 1) // args.rounds]
+        plain_replies += [plain.answer(request) for request in some]
+        plain_seconds += time.perf_counter() - started
+        print(f"round {turn + 1} of {args.rounds}: ours {our_seconds[-1]:.1f} s for all", file=sys.stderr)
+    seconds, count = statistics.median(our_seconds), len(questions)
+    needed = operations(ours, next(q.picture for q in questions if q.picture))
+    bound = needed / max(rates)
+    print(
+        f"\n## {title}: {model.num_parameters():,} weights, {count} questions, {args.threads} threads, fp32\n"
+    )
+    print("| way | questions/s |\n|---|---|")
+    print(f"| plain: one at a time, {NEW} new tokens | {count / plain_seconds:.2f} |")
+    print(f"| ours (median of {args.rounds}) | {count / seconds:.1f} |")
+    print(f"| ratio | {plain_seconds / seconds:.1f} |\n")
+    print(agreement(plain, questions, requests, plain_replies, our_replies))
+    middle = parts[our_seconds.index(statistics.median_low(our_seconds))]
+    print("our time: " + ", ".join(f"{part} {middle[part] / sum(middle.values()):.0%}" for part in PARTS))
+    print(
+        f"lower bound: {needed / 1e9:,.0f} GFLOP at {max(rates) / 1e9:.0f} GFLOP/s = {bound:.1f} s;"
+        f" ours takes {seconds:.1f} s, {seconds / bound:.1f} times that"
+    )
+
+
+def batch_limits() -> tuple[int, int]:
+    """The evaluation's own defaults."""
+    p = cli.parser("")
+    cli.add_eval_args(p, ("retain",))
+    return p.get_default("batch_size"), p.get_default("batch_tokens")
+
+
+# ---------------------------------------------------------------- workers
+def compare_workers(args, folder: str, questions: list) -> None:
+    """One and two workers of one thread each, from when all have loaded and answered a first batch."""
+    from eval.plan import plan
+    from utils import models
+    from utils.collate import Chat, PromptLengths
+
+    processor = models.load_processor(folder)
+    chat = Chat(processor)
+    requests, lengths = requests_of(questions, chat), PromptLengths(processor, chat)
+    loads = [r.load(lengths, NEW) for r in requests]
+    batches = {n: [requests[i] for i in batch] for n, batch in enumerate(plan(loads, 64, batch_limits()[1]))}
+    rates, apart = {}, []
+    for count in (1, 2, 2, 1):
+        rate, spread = worker_rate(folder, count, batches)
+        rates.setdefault(count, []).append(rate)
+        apart += [spread] if count == 2 else []
+    one, two = (statistics.mean(rates[count]) for count in (1, 2))
+    print(f"\n## Workers of one thread each, {len(questions)} questions in {len(batches)} batches\n")
+    print(f"one worker {one:.2f} questions/s, two {two:.2f}: {two / one:.2f} times")
+    print("two workers finish within " + ", ".join(f"{x:.1%}" for x in apart) + " of the time of each other")
+
+
+def worker_rate(folder: str, count: int, batches: dict) -> tuple[float, float]:
+    """Questions per second, and the last answers' distance in time as a share of the whole."""
+    from eval.workers import Setup, answer_in_processes
+
+    answered = []  # (time, worker, questions)
+    for done in answer_in_processes(
+        Setup(folder, None, "fp32", "sdpa", NEW), ["cpu"] * count, batches, threads=1
+    ):
+        answered.append((time.perf_counter(), done.worker, len(done.answers)))
+    begin = max(next(t for t, worker, _ in answered if worker == w) for w in range(count))
+    last = [max(t for t, worker, _ in answered if worker == w) for w in range(count)]
+    rate = sum(n for t, _, n in answered if t > begin) / (max(last) - begin)
+    return rate, (max(last) - min(last)) / (max(last) - begin)
+
+
+def main(args) -> None:
+    if not (Path(args.nano_model) / "config.json").is_file():
+        args.problems.add(
+            f"--nano_model: no model in {args.nano_model}; data_process/make_nano.py writes one"
+        )
+    questions = read_questions(args)
+    with tempfile.TemporaryDirectory() as folder:
+        make_model(args, Path(folder))
+        compare(args, "LLaVA, 144 image tokens, random weights", folder, questions)
+        compare(args, "nano LLaVA", args.nano_model, questions)
+        if args.workers:
+            compare_workers(args, folder, questions)
+
+
+if __name__ == "__main__":
+    main(parse_args())
