@@ -25,11 +25,13 @@ import json
 import os
 import random
 import re
+import signal
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -438,24 +440,52 @@ def ask_all(
         return {}
     endpoint, unscored, row = Endpoint(judge, args), {}, 0
     with endpoint.client, ThreadPoolExecutor(args.judge_concurrency) as pool:
-        asked = {pool.submit(ask, endpoint, key, line, record): key for key, line in todo.items()}
         try:
-            for future in tqdm(as_completed(asked), total=len(asked), desc="judge", unit="question"):
-                try:
-                    future.result()
-                    row = 0
-                except Unscored as why:
-                    unscored[asked[future]] = str(why)
-                    row += 1
-                if row == IN_A_ROW:
-                    raise Ended(
-                        f"--judge_url, --judge_model, --judge_body: {row} questions in a row without a score,"
-                        f" the last: {unscored[asked[future]]}"
-                    )
+            with ctrl_c_sets(endpoint.stop):
+                asked = {pool.submit(ask, endpoint, key, line, record): key for key, line in todo.items()}
+                for future in tqdm(as_completed(asked), total=len(asked), desc="judge", unit="question"):
+                    try:
+                        future.result()
+                        row = 0
+                    except Unscored as why:
+                        unscored[asked[future]] = str(why)
+                        row += 1
+                    if endpoint.stop.is_set() and endpoint.ended is None:
+                        break
+                    if row == IN_A_ROW:
+                        raise Ended(
+                            f"--judge_url, --judge_model, --judge_body: {row} questions in a row without a"
+                            f" score, the last: {unscored[asked[future]]}"
+                        )
         finally:  # at an error or Ctrl-C: requests under way end, no other begins
             endpoint.stop.set()
             pool.shutdown(cancel_futures=True)
     return unscored
+
+
+@contextmanager
+def ctrl_c_sets(stop: threading.Event) -> Iterator[None]:
+    """Within, the first Ctrl-C only sets `stop`; KeyboardInterrupt is raised on leaving.
+
+    Raised while as_completed() holds the locks of the futures, it would leave them held, and the threads
+    would wait for them for ever. The body must not set `stop` itself: the handler would wait for that call.
+    """
+    usual, pressed = signal.getsignal(signal.SIGINT), threading.Event()
+
+    def press(*_: Any) -> None:
+        signal.signal(signal.SIGINT, usual)  # a second one is obeyed at once
+        pressed.set()
+        stop.set()
+
+    if threading.current_thread() is threading.main_thread() and usual is signal.default_int_handler:
+        signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is press:
+            signal.signal(signal.SIGINT, usual)
+    if pressed.is_set():
+        raise KeyboardInterrupt
 
 
 # ---------------------------------------------------------------- results

@@ -531,6 +531,36 @@ def test_ctrl_c_does_not_wait_for_a_pause(server, tmp_path):
         process.kill()
 
 
+CTRL_C_WHILE_THE_FUTURES_ARE_LOCKED = """
+import signal, sys
+from eval import judge
+
+def as_completed(futures, real=judge.as_completed):
+    for future in futures:
+        future._condition.acquire()
+    signal.raise_signal(signal.SIGINT)
+    for future in futures:
+        future._condition.release()
+    return real(futures)
+
+judge.as_completed = as_completed
+judge.main(judge.parse_args(sys.argv[1:]))
+"""
+
+
+def test_ctrl_c_while_the_futures_are_locked(server, tmp_path):
+    """as_completed() takes every lock when it starts; a KeyboardInterrupt there leaves them taken."""
+    folder = write(tmp_path / "GA")
+    before = contents(folder)
+    command = [sys.executable, "-c", CTRL_C_WHILE_THE_FUTURES_ARE_LOCKED, *argv(server, tmp_path / "GA")]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        assert "stopped: no result was changed" in process.communicate(timeout=20)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 1 and contents(folder) == before
+
+
 def test_one_run_at_a_time_has_the_cache(server, tmp_path, capsys):
     folder = write(tmp_path / "GA", people=1, splits=("forget",))
     before = contents(folder)
