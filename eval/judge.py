@@ -19,19 +19,16 @@ the same answer in two results is asked about once. docs/judge.md: what the numb
 from __future__ import annotations
 
 import argparse
+import asyncio
 import fcntl
 import hashlib
 import json
 import os
 import random
 import re
-import signal
 import sys
-import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -323,58 +320,49 @@ class Trouble(Exception):
 
 
 class Endpoint:
-    """A server with OpenAI's chat completions. Threads share it; once `stop` is set it asks no more, and
-    `ended` says why if the reason lies with the server."""
+    """A server with OpenAI's chat completions."""
 
     def __init__(self, judge: Judge, args: argparse.Namespace) -> None:
         import httpx2
 
         self.judge, self.retries, self.key_env = judge, args.judge_retries, args.judge_key_env
         self.key = api_key(args)
-        self.stop, self.ended = threading.Event(), None
         self.url = args.judge_url.rstrip("/") + "/chat/completions"
-        self.client = httpx2.Client(
+        self.client = httpx2.AsyncClient(
             timeout=args.judge_timeout,
             headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
         )
 
-    def answer(self, key: str, messages: list[dict[str, str]]) -> Answer:
+    async def answer(self, key: str, messages: list[dict[str, str]]) -> Answer:
         """The judge's answer, after as many tries as allowed. Raises Unscored, or Ended."""
         for attempt in range(self.retries + 1):
             try:
-                return self._once(key, messages)
+                return await self._once(key, messages)
             except Trouble as trouble:
                 why, pause = trouble, trouble.pause
             if pause is not None and pause > LONGEST_PAUSE:
-                raise self._end(
-                    f"{self.judge.host} asks for a pause of {pause:.0f} s ({why}); start again then"
-                )
-            if pause is None:  # the spread keeps the threads from trying again in step
+                raise Ended(f"{self.judge.host} asks for a pause of {pause:.0f} s ({why}); start again then")
+            if pause is None:  # the spread keeps requests from being tried again in step
                 pause = min(BACKOFF * 2**attempt, LONGEST_BACKOFF) * random.uniform(0.5, 1)
-            if attempt < self.retries and self.stop.wait(pause):
-                break
-        raise self.ended or Unscored(f"{why} (tries: {attempt + 1})")
+            if attempt < self.retries:
+                await asyncio.sleep(pause)
+        raise Unscored(f"{why} (tries: {self.retries + 1})")
 
-    def _end(self, why: str) -> Ended:
-        self.ended = Ended(why)
-        self.stop.set()
-        return self.ended
-
-    def _once(self, key: str, messages: list[dict[str, str]]) -> Answer:
+    async def _once(self, key: str, messages: list[dict[str, str]]) -> Answer:
         import httpx2
 
         try:
-            response = self.client.post(self.url, json=self.judge.body | {"messages": messages})
+            response = await self.client.post(self.url, json=self.judge.body | {"messages": messages})
         except httpx2.RequestError as error:
             raise Trouble(self._shown(f"{type(error).__name__}: {error}")) from error
         code, text = response.status_code, response.text
         said = f"{self.judge.host} answers {code}: {self._shown(text)}"
         if code in (401, 403):
-            raise self._end(f"--judge_key_env: {said}; put a key that is valid there into ${self.key_env}")
+            raise Ended(f"--judge_key_env: {said}; put a key that is valid there into ${self.key_env}")
         if code == 404:
-            raise self._end(f"--judge_url or --judge_model: {said}; the address mostly ends in /v1")
+            raise Ended(f"--judge_url or --judge_model: {said}; the address mostly ends in /v1")
         if code == 402 or (code == 429 and "insufficient_quota" in text):
-            raise self._end(f"--judge_key_env: {said}; no credit is left")
+            raise Ended(f"--judge_key_env: {said}; no credit is left")
         if code in (408, 429) or code >= 500:
             raise Trouble(said, asked_pause(response.headers.get("Retry-After")))
         if code != 200:
@@ -414,13 +402,11 @@ def asked_pause(header: str | None) -> float | None:
         return None
 
 
-def ask(endpoint: Endpoint, key: str, line: dict[str, Any], record: Callable[[Answer], None]) -> None:
+async def ask(endpoint: Endpoint, key: str, line: dict[str, Any], record: Callable[[Answer], None]) -> None:
     """Ask about one reply until a score comes. Every answer is recorded. Raises Unscored, or Ended."""
     messages = conversation(line)
     for _ in range(ASKS):
-        if endpoint.stop.is_set():
-            raise endpoint.ended or Unscored("not asked")
-        answer = endpoint.answer(key, messages)
+        answer = await endpoint.answer(key, messages)
         record(answer)
         if answer.score is not None:
             return
@@ -430,62 +416,43 @@ def ask(endpoint: Endpoint, key: str, line: dict[str, Any], record: Callable[[An
     raise Unscored(f"no score from 1 to 10 in {answer.text[:80]!r} (asked {ASKS} times)")
 
 
-def ask_all(
+async def ask_all(
     todo: dict[str, dict], judge: Judge, args: argparse.Namespace, record: Callable[[Answer], None]
 ) -> dict[str, str]:
-    """Ask about all {key: prediction line}; {key: why} of those that stay without a score. Raises Ended."""
+    """Ask about all {key: prediction line}; {key: why} of those that stay without a score. Raises Ended.
+
+    At an error or Ctrl-C the requests under way are given up, at once.
+    """
     from tqdm import tqdm
 
-    if not todo:
-        return {}
     endpoint, unscored, row = Endpoint(judge, args), {}, 0
-    with endpoint.client, ThreadPoolExecutor(args.judge_concurrency) as pool:
+    left = iter(todo.items())
+
+    async def ask_on(bar: tqdm) -> None:
+        """Take questions until none is left."""
+        nonlocal row
+        for key, line in left:
+            try:
+                await ask(endpoint, key, line, record)
+                row = 0
+            except Unscored as why:
+                unscored[key] = str(why)
+                row += 1
+                if row == IN_A_ROW:
+                    raise Ended(
+                        f"--judge_url, --judge_model, --judge_body: {row} questions in a row without a score,"
+                        f" the last: {why}"
+                    ) from why
+            bar.update()
+
+    with tqdm(total=len(todo), desc="judge", unit="question") as bar:
         try:
-            with ctrl_c_sets(endpoint.stop):
-                asked = {pool.submit(ask, endpoint, key, line, record): key for key, line in todo.items()}
-                for future in tqdm(as_completed(asked), total=len(asked), desc="judge", unit="question"):
-                    try:
-                        future.result()
-                        row = 0
-                    except Unscored as why:
-                        unscored[asked[future]] = str(why)
-                        row += 1
-                    if endpoint.stop.is_set() and endpoint.ended is None:
-                        break
-                    if row == IN_A_ROW:
-                        raise Ended(
-                            f"--judge_url, --judge_model, --judge_body: {row} questions in a row without a"
-                            f" score, the last: {unscored[asked[future]]}"
-                        )
-        finally:  # at an error or Ctrl-C: requests under way end, no other begins
-            endpoint.stop.set()
-            pool.shutdown(cancel_futures=True)
+            async with endpoint.client, asyncio.TaskGroup() as group:
+                for _ in range(min(args.judge_concurrency, len(todo))):
+                    group.create_task(ask_on(bar))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
     return unscored
-
-
-@contextmanager
-def ctrl_c_sets(stop: threading.Event) -> Iterator[None]:
-    """Within, the first Ctrl-C only sets `stop`; KeyboardInterrupt is raised on leaving.
-
-    Raised while as_completed() holds the locks of the futures, it would leave them held, and the threads
-    would wait for them for ever. The body must not set `stop` itself: the handler would wait for that call.
-    """
-    usual, pressed = signal.getsignal(signal.SIGINT), threading.Event()
-
-    def press(*_: Any) -> None:
-        signal.signal(signal.SIGINT, usual)  # a second one is obeyed at once
-        pressed.set()
-        stop.set()
-
-    if threading.current_thread() is threading.main_thread() and usual is signal.default_int_handler:
-        signal.signal(signal.SIGINT, press)
-    try:
-        yield
-    finally:
-        if signal.getsignal(signal.SIGINT) is press:
-            signal.signal(signal.SIGINT, usual)
-    if pressed.is_set():
-        raise KeyboardInterrupt
 
 
 # ---------------------------------------------------------------- results
@@ -613,15 +580,14 @@ def _ask_and_keep(
             if score_among(cache.answers[key]) is None:
                 for answer in known:
                     cache.add(answer)
-    one_at_a_time, answers = threading.Lock(), []
+    answers = []
 
     def record(answer: Answer) -> None:
-        with one_at_a_time:
-            answers.append(answer)
-            for path in users[answer.key]:
-                caches[path].add(answer)
+        answers.append(answer)
+        for path in users[answer.key]:
+            caches[path].add(answer)
 
-    unscored = ask_all(todo, judge, args, record)
+    unscored = asyncio.run(ask_all(todo, judge, args, record)) if todo else {}
     spent = _tokens(answers)
     if answers and None not in spent.values():
         cost = _cost(*spent.values(), args)
