@@ -362,10 +362,15 @@ def test_differences_to_vanilla(evaluate, tiny, tmp_path):
 
 # ---------------------------------------------------------------- workers and stops
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_two_workers_are_one(evaluate, tiny, kind, capfd):
+def test_two_workers_are_one(evaluate, tiny, kind, capfd, monkeypatch):
     """The same batches, whoever answers them: files equal byte by byte."""
+    from eval import workers
+
     mcq = "likelihood" if kind == "mllama" else "letter"
     one, _ = evaluate("one", evaluated_model=tiny[kind], mcq=mcq, batch_size=8)
+    # in turn: alone, a worker may answer everything before the other has loaded
+    wait = workers.wait
+    monkeypatch.setattr(workers, "wait", lambda lines: [line for line in lines if wait([line])])
     two, _ = evaluate("two", evaluated_model=tiny[kind], mcq=mcq, batch_size=8, gpus="0,0")
     assert_equal_files(one, two)
     cost = json.loads((two / "results.json").read_text())["cost"]
