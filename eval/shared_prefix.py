@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 import torch.nn.functional as F
@@ -190,6 +191,9 @@ class SharedPrefix:
         self.decoder = model.get_decoder()
         text = model.config.get_text_config()
         self.cross = set(text.cross_attention_layers) if family.cross_attention else set()
+        self.cache_name = "cache"
+        if "cache" not in signature(model.forward).parameters:  # transformers before 5.24
+            self.cache_name = "past_key_values"
 
     @contextmanager
     def attention(self):
@@ -233,7 +237,8 @@ class SharedPrefix:
                 **{name: batch[name] for name in places}
             )  # (3, P, L)
         cache = DynamicCache(config=self.model.config)
-        self.model(**batch, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        batch[self.cache_name] = cache
+        self.model(**batch, position_ids=positions, use_cache=True, logits_to_keep=1)
         cross = batch.get("cross_attention_mask")
         after = positions.view(-1, *seen.shape).amax((0, 2)) + 1
         return Prefixes(cache, seen, after, None if cross is None else cross[:, -1:])
@@ -301,18 +306,17 @@ class Continued:
 
     def _forward(self, tokens, shared: Rows, position, mask, keep: int) -> torch.Tensor:
         cross = self.prefixes.cross
-        pictures = {}
+        behind = {self.engine.cache_name: Cache(layers=shared.layers)}
         if cross is not None:
-            pictures["cross_attention_mask"] = cross[shared.group].expand(-1, tokens.shape[1], -1, -1)
+            behind["cross_attention_mask"] = cross[shared.group].expand(-1, tokens.shape[1], -1, -1)
         return self.engine.model(
             input_ids=tokens,
             attention_mask=mask,
             position_ids=position,
-            past_key_values=Cache(layers=shared.layers),
             use_cache=True,
             logits_to_keep=keep,
             shared=shared,
-            **pictures,
+            **behind,
         ).logits
 
     def _rows(self, rows: slice, layers) -> Rows:

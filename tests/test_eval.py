@@ -1,5 +1,6 @@
 """Evaluation: the same answers in batches of any size, by any number of workers, and after a stop."""
 
+import functools
 import json
 import os
 import shutil
@@ -106,6 +107,7 @@ def test_a_picture_is_encoded_once(evaluate, monkeypatch):
 
     seen, whole = [], Llava.forward
 
+    @functools.wraps(whole)
     def forward(self, *args, pixel_values=None, input_ids=None, **kwargs):
         seen.append((0 if pixel_values is None else len(pixel_values), input_ids.numel()))
         return whole(self, *args, pixel_values=pixel_values, input_ids=input_ids, **kwargs)
