@@ -12,7 +12,7 @@ vanilla. The address of the page follows the filters, so a view can be linked.
 
 Portraits come from the benchmark's tables and are stored once each, as small pictures; where they cannot be
 read the page says so and goes without. A mask's coverage.json lies beside the mask that run.json of the model
-names; a relative path is looked up from here, then from the folders above the model.
+names; a relative path is looked up from the folders above the model, then from here.
 """
 
 from __future__ import annotations
@@ -306,7 +306,9 @@ def load_runs(results: Sequence[Result], problems: cli.Problems) -> list[Run]:
     runs = []
     for result in results:
         evaluation = read_json(result.folder / "results.json", problems)
-        folders = [result.model_dir] + [Path(evaluation["model"])] * ("model" in evaluation)
+        folders = [result.model_dir]
+        if "model" in evaluation:
+            folders += _places(evaluation["model"], result.model_dir)
         found = next((folder for folder in folders if (folder / "run.json").is_file()), result.model_dir)
         runs.append(Run(result, read_json(found / "run.json", problems), evaluation))
     return runs
@@ -426,13 +428,17 @@ def masks_of(runs: Sequence[Run], problems: cli.Problems) -> list[MaskUse]:
 
 
 def _mask_folder(mask: Path, model_dir: Path) -> Path | None:
-    """The folder of the mask, if its coverage is there. A path that was given relative to the folder where
-    the training ran is looked up from here and from every folder above the model."""
-    for base in (Path.cwd(), *model_dir.parents):
-        folder = (base / mask).parent
-        if (folder / "coverage.json").is_file() or (folder / "coverage.png").is_file():
-            return folder.resolve()
+    """The folder of the mask, if its coverage is there."""
+    for place in _places(mask, model_dir):
+        if any((place.parent / name).is_file() for name in ("coverage.json", "coverage.png")):
+            return place.parent.resolve()
     return None
+
+
+def _places(path: Path | str, model_dir: Path) -> Iterator[Path]:
+    """Where a path may lie that was relative to the folder in which something ran: under the folders above
+    the model, which may have been copied here as a whole, nearest first, then under this folder."""
+    return (base / path for base in (*model_dir.absolute().parents, Path.cwd()))
 
 
 def _covered(coverage: dict[str, Any], mask: str) -> dict[str, Any]:

@@ -21,6 +21,14 @@ FAMILIES = ("llava", "qwen2_vl", "mllama")
 RATIO = 15  # of ten people, two are to be forgotten
 
 
+@pytest.fixture(scope="session", autouse=True)
+def elsewhere(tmp_path_factory):
+    """Tests run in an empty folder: what lies in the project's, as runs/, must not matter."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("elsewhere"))
+        yield
+
+
 def load_script(path: str):
     """The script as a module, imported anew."""
     spec = importlib.util.spec_from_file_location(f"script_{Path(path).stem}", ROOT / path)

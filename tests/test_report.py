@@ -461,12 +461,13 @@ def test_without_a_mask_there_is_no_section_and_a_missing_one_is_told(runs, made
     assert "no coverage.json beside the mask elsewhere/<img>_mask.pt" in capsys.readouterr().out
 
 
-def test_a_relative_mask_is_found_from_here_or_from_above_the_model(runs, monkeypatch):
+def test_a_relative_mask_is_found_from_above_the_model_or_from_here(runs, monkeypatch):
     mask(runs, given="mask/mllmu_both_mask.pt")
-    assert [use.folder for use in masks(runs)] == [runs / "mask"]  # from the folder above the model
     elsewhere = runs / "here"
     change(elsewhere / "mask/coverage.json", language=COVERAGE["language"])
     monkeypatch.chdir(elsewhere)
+    assert [use.folder for use in masks(runs)] == [runs / "mask"], "its own, not another run's of that name"
+    shutil.rmtree(runs / "mask")
     assert [use.folder for use in masks(runs)] == [elsewhere / "mask"]
 
 
@@ -499,11 +500,13 @@ def test_costs_of_training_and_evaluation(runs):
     assert rows["vanilla"] == ["–"] * 8
 
 
-def test_run_json_is_found_where_the_results_name_the_model(runs):
+@pytest.mark.parametrize("relative", [False, True])
+def test_run_json_is_found_where_the_results_name_the_model(runs, relative):
     """An evaluation with --output_dir lies apart from its model."""
     model = runs / "models" / "apart"
     change(model / "run.json", seconds=12.0, peak_memory_bytes=1_000_000, device="cpu")
-    change(runs / "GA/zero_shot/forget10/results.json", model=str(model))
+    named = "models/apart" if relative else str(model)
+    change(runs / "GA/zero_shot/forget10/results.json", model=named)
     found = {
         run.result.label: report.training_cost(run.training)
         for run in report.load_runs(loaded(runs), Problems())
