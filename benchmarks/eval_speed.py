@@ -63,16 +63,15 @@ def read_questions(args) -> list:
 
 def make_model(args, folder: Path) -> None:
     """A LLaVA with 168 x 168 pixels in patches of 14: 144 image tokens."""
-    from data_process import make_tiny_model as tiny
+    from data_process import stand_ins
+    from data_process.make_tiny_model import read_texts
 
-    tokenizer = tiny.train_tokenizer(tiny.read_texts([Path(args.data_split_dir)]), "llava", vocab_size=4096)
-    size = tiny.Size(
-        image_size=168, patch_size=14, hidden_size=args.hidden_size, layers=args.layers, heads=8,
-        vision_hidden_size=384, vision_layers=6, vision_heads=6,
+    tokenizer = stand_ins.train_tokenizer(read_texts([Path(args.data_split_dir)]), "llava", vocab_size=4096)
+    size = stand_ins.Size(
+        image_size=168, layers=args.layers, key_value_heads=8, head_dim=args.hidden_size // 8,
+        vision_layers=6, vision_heads=6, vision_head_dim=64, mlp_ratio=2,
     )  # fmt: skip
-    tiny.save(
-        tiny.build_model("llava", tokenizer, size), tiny.build_processor("llava", tokenizer, size), folder
-    )
+    stand_ins.write("llava", tokenizer, folder, size, dtype="float32")
 
 
 def requests_of(questions: list, chat) -> list:

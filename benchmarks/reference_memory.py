@@ -51,13 +51,15 @@ def samples_of(args) -> list:
 
 def make_model(args, folder: str) -> int:
     """Write the model; returns its number of weights."""
-    from data_process import make_tiny_model as tiny
+    from data_process import stand_ins
+    from data_process.make_tiny_model import read_texts
 
-    tokenizer = tiny.train_tokenizer(tiny.read_texts([Path(args.data_split_dir)]), "llava", vocab_size=2048)
-    size = tiny.Size(hidden_size=args.hidden_size, layers=args.layers, heads=8)
-    model = tiny.build_model("llava", tokenizer, size)
-    tiny.save(model, tiny.build_processor("llava", tokenizer, size), Path(folder))
-    return model.num_parameters()
+    tokenizer = stand_ins.train_tokenizer(read_texts([Path(args.data_split_dir)]), "llava", vocab_size=2048)
+    size = stand_ins.Size(
+        image_size=56, layers=args.layers, key_value_heads=8, head_dim=args.hidden_size // 8,
+        vision_layers=3, vision_heads=3, vision_head_dim=32, mlp_ratio=2,
+    )  # fmt: skip
+    return stand_ins.write("llava", tokenizer, Path(folder), size, dtype="float32").num_parameters()
 
 
 class Resident:

@@ -248,14 +248,25 @@ def with_text(people: list[Person], views: dict[str, list[dict[str, Any]]]) -> l
 
 
 def write_model(args: Namespace, folder: Path) -> None:
-    """A tiny LLaVA with random weights; its tokenizer has learnt the text of all tables."""
-    from data_process import make_tiny_model as tiny
+    """A tiny LLaVA with random weights in fp32; its tokenizer has learnt the text of all tables."""
+    from data_process import stand_ins
+    from data_process.make_tiny_model import read_texts
 
-    size = tiny.Size(image_size=args.image_size, layers=3, vision_layers=4)
-    texts = tiny.read_texts([folder / "MLLMU-Bench", folder / "CLEAR"])
-    tokenizer = tiny.train_tokenizer(texts, "llava", vocab_size=2048)
-    model = tiny.build_model("llava", tokenizer, size, args.seed)
-    tiny.save(model, tiny.build_processor("llava", tokenizer, size), folder / "untrained")
+    size = stand_ins.Size(
+        image_size=args.image_size, patch_size=16, layers=3, key_value_heads=4, head_dim=32, vision_layers=4,
+        vision_heads=3, vision_head_dim=32, mlp_ratio=2,
+    )  # fmt: skip
+    tokenizer = stand_ins.train_tokenizer(
+        read_texts([folder / "MLLMU-Bench", folder / "CLEAR"]), "llava", 2048
+    )
+    fields = {
+        "text_config.pad_token_id": tokenizer.pad_token_id,
+        "text_config.rms_norm_eps": 1e-6,
+        "vision_config.initializer_factor": 2.0,  # learns faster
+    }
+    model = stand_ins.write(
+        "llava", tokenizer, folder / "untrained", size, args.seed, "float32", fields, opened=False
+    )
     print(f"untrained: {model.num_parameters():,} parameters, {len(tokenizer):,} tokens")
 
 

@@ -17,7 +17,12 @@ sys.path.insert(0, str(ROOT))
 
 import pytest
 
-FAMILIES = ("llava", "qwen2_vl", "mllama")
+FAMILIES = ("llava", "qwen2_vl", "mllama")  # the paper's
+PICTURE_TOKENS = {
+    "llava": ["<image>"],
+    "qwen2_vl": ["<|image_pad|>", "<|vision_start|>", "<|vision_end|>"],
+    "mllama": ["<|image|>"],
+}
 RATIO = 15  # of ten people, two are to be forgotten
 
 
@@ -122,37 +127,44 @@ def nano(tmp_path_factory) -> Path:
 def make_tiny(family: str, nano: Path, folder: Path, seed: int = 0) -> Path:
     run_script(
         "data_process/make_tiny_model.py", "--family", family, "--text", nano / "MLLMU-Bench",
-        "--save_dir", folder, "--image_size", 32, "--hidden_size", 32, "--layers", 2, "--heads", 4,
-        "--vision_hidden_size", 24, "--vision_layers", 2, "--vision_heads", 3, "--vocab_size", 600,
-        "--seed", seed,
+        "--save_dir", folder, "--vocab_size", 600, "--seed", seed,
     )  # fmt: skip
     return folder
 
 
+class Made(dict):
+    """{name: folder}, made when it is first asked for."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def __missing__(self, name):
+        self[name] = self.make(name)
+        return self[name]
+
+
 @pytest.fixture(scope="session")
 def tiny(nano, tmp_path_factory) -> dict[str, Path]:
-    """{family: model folder}; "other_llava" has the shapes of "llava" and other weights."""
+    """{name of a stand-in: model folder}; "other_llava" has the shapes of "llava" and other weights."""
     root = tmp_path_factory.mktemp("tiny")
-    made = {family: make_tiny(family, nano, root / family) for family in FAMILIES}
-    return made | {"other_llava": make_tiny("llava", nano, root / "other_llava", seed=1)}
+    family = lambda name: name.removeprefix("other_")
+    return Made(lambda name: make_tiny(family(name), nano, root / name, seed=int(name != family(name))))
 
 
 @pytest.fixture(scope="session")
 def masks(nano, tiny, tmp_path_factory):
     """masks(family) -> folder of its mask files, made by data_process/MLLMU_gen_mask.py."""
-    made = {}
 
     def make(family: str) -> Path:
-        if family not in made:
-            folder = tmp_path_factory.mktemp("masks") / family
-            run_script(
-                "data_process/MLLMU_gen_mask.py", "--model_id", tiny[family], "--data_split_dir",
-                nano / "MLLMMU-Bench", "--forget_ratio", RATIO, "--save_dir", folder,
-            )  # fmt: skip
-            made[family] = folder
-        return made[family]
+        folder = tmp_path_factory.mktemp("masks") / family
+        run_script(
+            "data_process/MLLMU_gen_mask.py", "--model_id", tiny[family], "--data_split_dir",
+            nano / "MLLMMU-Bench", "--forget_ratio", RATIO, "--save_dir", folder,
+        )  # fmt: skip
+        return folder
 
-    return make
+    return Made(make).__getitem__
 
 
 @pytest.fixture(params=FAMILIES)
@@ -164,7 +176,7 @@ def family(request) -> str:
 def processors(tiny) -> dict:
     from utils.models import load_processor
 
-    return {family: load_processor(str(tiny[family])) for family in FAMILIES}
+    return Made(lambda family: load_processor(str(tiny[family])))
 
 
 @pytest.fixture
