@@ -2,22 +2,31 @@
 
 What questions share is computed once (eval/shared_prefix.py), and a reply ends as soon as its score is
 decided: a multiple-choice reply at its first letter or digit, a cloze reply at the words looked for, any
-other at the end of the turn. Families that transformers alone knows are answered by its `generate`, in plain
-batches.
+other at the end of the turn. Families that transformers alone knows, and prompts too long for a model's
+window, are answered by its `generate`, in plain batches.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from eval.plan import Load
-from eval.shared_prefix import PER_TOKEN, Continued, Prefixes, SharedPrefix, rows_at_once
+from eval.shared_prefix import (
+    PER_TOKEN,
+    Continued,
+    Prefixes,
+    SharedPrefix,
+    longest,
+    on_device,
+    rotary_limit,
+    rows_at_once,
+)
 from utils.collate import Chat, Collator, PromptLengths, adds_special_tokens, encode
 from utils.data import Picture
 from utils.losses import label_logits
@@ -65,8 +74,13 @@ class Answerer:
 
     def __init__(self, model, processor, family, max_new_tokens: int):
         model.eval()
-        way = SharedAnswers if family.shares_prefix else PlainAnswers
-        self.way = way(model, processor, family, Endings(model, processor), max_new_tokens)
+        self.way = plain = PlainAnswers(model, processor, family, Endings(model, processor), max_new_tokens)
+        if family.shares_prefix:
+            limit, why = longest(model)
+            if limit:
+                self.way = SharedAnswers(plain, model, processor, family, max_new_tokens, limit)
+            else:
+                print(f"note: answered in plain batches, which is slower: {why}")
         self.largest: int | None = None  # requests at once that fitted into memory after some did not
 
     @torch.inference_mode()
@@ -140,17 +154,21 @@ class Row:
 
 class SharedAnswers:
     """Requests with the same pictures, or of the same kind without any, share the beginning of their
-    prompts."""
+    prompts. limit: of a prompt with its reply, in tokens; `plain` answers what is longer."""
 
-    def __init__(self, model, processor, family, endings: Endings, max_new_tokens: int):
-        self.engine = SharedPrefix(model, family)
+    def __init__(self, plain: PlainAnswers, model, processor, family, max_new_tokens: int, limit: float):
+        self.plain, self.engine, self.limit = plain, SharedPrefix(model, family), limit
         self.processor, self.tokenizer = processor, processor.tokenizer
-        self.collator = Collator(processor, family, end_of_turn=False)
+        self.collator, self.endings = plain.collator, plain.endings
         self.pictures = set(self.collator.image_ids.tolist())
-        self.endings, self.max_new_tokens = endings, max_new_tokens
+        self.max_new_tokens = max_new_tokens
 
     def answer(self, requests: list[Request]) -> list[str | list[float]]:
         rows, inputs, lengths = self._share(requests)
+        new = lambda row: 2 if row.labels else self.max_new_tokens
+        long = {row.request for row in rows if lengths[row.group] + len(row.tokens) + new(row) > self.limit}
+        if long:
+            return self._apart(requests, long)
         prefixes = self.engine.prefill(inputs, lengths)
         out: list[str | list[float]] = [[] if r.options is not None else "" for r in requests]
         with self.engine.attention():
@@ -168,6 +186,14 @@ class SharedAnswers:
             else:
                 out[row.request] = self.endings.text(row.reply)
         return out
+
+    def _apart(self, requests: list[Request], long: set[int]) -> list[str | list[float]]:
+        """The long requests by the plain way, the others by this."""
+        short = [i for i in range(len(requests)) if i not in long]
+        out = dict(zip(sorted(long), self.plain.answer([requests[i] for i in sorted(long)])))
+        if short:
+            out |= zip(short, self.answer([requests[i] for i in short]))
+        return [out[i] for i in range(len(requests))]
 
     # ------------------------------------------------------------ what is shared
     def _share(self, requests: list[Request]) -> tuple[list[Row], list[dict], list[int]]:
@@ -302,9 +328,11 @@ class PlainAnswers:
     def __init__(self, model, processor, family, endings: Endings, max_new_tokens: int):
         self.model, self.processor, self.endings = model, processor, endings
         self.collator = Collator(processor, family, end_of_turn=False)
+        self.alone_from = rotary_limit(model)
         pad = processor.tokenizer.pad_token_id
-        # a configuration of our own: the checkpoint's may sample or penalise repetitions
-        self.config = GenerationConfig(
+        # The checkpoint's own settings may sample, penalise repetitions or forbid tokens; `generate` takes
+        # them for everything that is left open in a call, so they are replaced in the model.
+        model.generation_config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,
             eos_token_id=sorted(endings.ends),
@@ -324,12 +352,12 @@ class PlainAnswers:
     def _reply(self, requests: list[Request]) -> list[str]:
         pictures = [r.loaded() for r in requests] if requests[0].pictures else []
         inputs = encode(self.processor, [r.prompt for r in requests], pictures, padding_side="left")
-        inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
-        if "pixel_values" in inputs:
-            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        inputs = on_device(inputs, self.model)
         start = inputs["input_ids"].shape[1]
+        if self._alone(start + self.model.generation_config.max_new_tokens, len(requests)):
+            return [self._reply([request])[0] for request in requests]
         stop = StoppingCriteriaList([Decided(self.endings, requests, start)])
-        tokens = self.model.generate(**inputs, generation_config=self.config, stopping_criteria=stop)
+        tokens = self.model.generate(**inputs, stopping_criteria=stop)
         return [self.endings.text(reply) for reply in tokens[:, start:]]
 
     def _score(self, requests: list[Request]) -> list[list[float]]:
@@ -337,12 +365,25 @@ class PlainAnswers:
         pictures = [r.loaded() for r, _ in pairs] if requests[0].pictures else []
         options = [option for _, option in pairs]
         batch = self.collator.batch([r.prompt for r, _ in pairs], options, pictures, options)
+        if self._alone(batch.labels.shape[1], len(pairs)):
+            return [self._score_alone(request) for request in requests]
         logits, targets, rows = label_logits(self.model, batch.to(self.model.device))
         log_prob = logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1).double()
         sums = log_prob.new_zeros(len(pairs)).index_add(0, rows, log_prob).tolist()
         tokens = torch.bincount(rows, minlength=len(pairs)).tolist()
         means = iter([r.mean(option, s, n) for (r, option), s, n in zip(pairs, sums, tokens)])
         return [[next(means) for _ in r.options] for r in requests]
+
+    def _score_alone(self, request: Request) -> list[float]:
+        return [self._score([replace(request, options=[option])])[0][0] for option in request.options]
+
+    def _alone(self, tokens: int, rows: int) -> bool:
+        """Whether rows must go alone: where rotary frequencies depend on a batch's length, and linger."""
+        if tokens <= self.alone_from:
+            return False
+        first = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
+        self.model.get_decoder()(input_ids=first, use_cache=False)  # brings the frequencies back
+        return rows > 1
 
 
 class Decided(StoppingCriteria):

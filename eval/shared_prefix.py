@@ -13,12 +13,13 @@ beginning, so that nothing is copied from step to step. Padding is masked and ta
 sees what it sees when its question is asked alone.
 
 Works with models whose attention is pluggable (transformers' AttentionInterface) and whose text sees pictures
-through earlier tokens (LLaVA, Qwen2-VL) or through cross-attention (Llama-3.2-Vision).
+through earlier tokens (LLaVA, Qwen2-VL) or through cross-attention (Llama-3.2-Vision). `longest` tells for
+which sequences; everything else is answered by transformers' `generate`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -135,16 +136,15 @@ def attend(module, query, key, value, attention_mask, scaling=None, shared: Rows
     batch, heads, length, width = query.shape
     layer = shared.layers[module.layer_idx]
     scaling = width**-0.5 if scaling is None else scaling
-    query = query.view(batch, key.shape[1], -1, width)  # (B, G, H/G · S, D): heads of one key side by side
-    if not isinstance(layer, Own):
-        out = _over_pictures(query, key, value, attention_mask, scaling, shared)
-    elif length == 1:
+    if isinstance(layer, Own) and length > 1:
+        out = _over_joined(query, key, value, layer, attention_mask, scaling, shared)
+        return out.transpose(1, 2), None
+    query = query.reshape(batch, key.shape[1], -1, width)  # (B, G, H/G · S, D): heads of one key side by side
+    if isinstance(layer, Own):
         out = _over_both(query, key, value, layer, scaling, shared)
     else:
-        out = _over_joined(
-            query.view(batch, heads, length, width), key, value, layer, attention_mask, scaling, shared
-        )
-    return out.view(batch, heads, length, width).transpose(1, 2), None
+        out = _over_pictures(query, key, value, attention_mask, scaling, shared)
+    return out.reshape(batch, heads, length, width).transpose(1, 2), None
 
 
 def _over_both(query, key, value, layer: Own, scaling: float, shared: Rows) -> torch.Tensor:
@@ -182,6 +182,73 @@ def _over_pictures(query, key, value, mask, scaling: float, shared: Rows) -> tor
 AttentionInterface.register("shared_prefix", attend)
 
 
+# ---------------------------------------------------------------- for which models, and how far
+# what `attend` heeds of a layer's call, and what changes nothing while no gradient is wanted
+HEEDED = {"scaling", "dropout", "sliding_window", "is_causal", "position_ids", "use_cache", "cache_position"}
+
+
+def longest(model) -> tuple[float, str]:
+    """The longest prompt with its reply, in tokens, that may be answered behind a shared prefix, and what
+    sets the limit.
+
+    0 where the decoder's layers do something that `attend` does not know: soft-capped scores, sinks, position
+    biases, states other than keys and values. A window, or rotary frequencies that depend on the length, set
+    a limit: below it they change nothing. Infinite for the rest.
+    """
+    layers = DynamicCache(config=model.config).layers
+    odd = {type(layer).__name__ for layer in layers} - {"DynamicLayer", "DynamicSlidingWindowLayer"}
+    why = f"its layers keep {odd.pop()}" if odd else _unheeded(model, len(layers))
+    if why:
+        return 0, why
+    limits = [(float("inf"), "")]
+    limits += [(layer.sliding_window, "its window of attention") for layer in layers if layer.is_sliding]
+    limits.append((rotary_limit(model), "its rotary frequencies"))
+    return min(limits)
+
+
+def rotary_limit(model) -> float:
+    """The longest sequence, in tokens, whose rotary frequencies depend on nothing else.
+
+    One short of the trained length: there, transformers keeps the frequencies of a longer one before it.
+    """
+    text = model.config.get_text_config()
+    rope = text.to_dict().get("rope_parameters") or {}
+    kinds = [rope] if "rope_type" in rope else [kind for kind in rope.values() if isinstance(kind, dict)]
+    limits = [
+        kind.get("original_max_position_embeddings") or text.max_position_embeddings
+        for kind in kinds
+        if kind["rope_type"] in ("dynamic", "longrope")
+    ]
+    return min(limits, default=float("inf")) - 1
+
+
+def _unheeded(model, layers: int) -> str | None:
+    """What a layer's attention is called with beyond what `attend` heeds; seen on two tokens of text."""
+    decoder, seen, odd = model.get_decoder(), set(), set()
+
+    def look(module, query, key, value, attention_mask, **kwargs):
+        seen.add(module.layer_idx)
+        odd.update(name for name, x in kwargs.items() if name not in HEEDED and x is not None)
+        if key.shape[-1] != value.shape[-1]:
+            odd.add("values of another width than keys")
+        return torch.zeros_like(query[..., : value.shape[-1]]).transpose(1, 2), None
+
+    AttentionInterface.register("looked_at", look)
+    usual = decoder.config._attn_implementation
+    cross = set(getattr(model.config.get_text_config(), "cross_attention_layers", ()))
+    try:
+        decoder.set_attn_implementation("looked_at")
+        with torch.inference_mode():
+            decoder(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False)
+    except ValueError:  # what transformers says where attention is not pluggable
+        return "its attention is its own"
+    finally:
+        decoder.set_attn_implementation(usual)
+    if odd:
+        return f"its attention takes {', '.join(sorted(odd))}"
+    return None if seen | cross == set(range(layers)) else "not all its layers attend"
+
+
 # ---------------------------------------------------------------- the model's forwards
 class SharedPrefix:
     """Runs prefixes, prompts' rests and reply tokens through one model."""
@@ -210,8 +277,7 @@ class SharedPrefix:
         prefix."""
         width = max(lengths)
         rows = [_cut(tensors, length, width) for tensors, length in zip(inputs, lengths, strict=True)]
-        size = rows_at_once(width)
-        parts = [self._prefill(rows[start : start + size]) for start in range(0, len(rows), size)]
+        parts = [self._prefill(part) for part in _alike(rows, rows_at_once(width))]
         if len(parts) == 1:
             return parts[0]
         layers = []
@@ -226,9 +292,7 @@ class SharedPrefix:
         return Prefixes(Cache(layers=layers), seen, after, cross)
 
     def _prefill(self, rows: list[dict[str, torch.Tensor]]) -> Prefixes:
-        batch = {name: torch.cat([row[name] for row in rows]).to(self.device) for name in rows[0]}
-        if "pixel_values" in batch:
-            batch["pixel_values"] = batch["pixel_values"].to(self.model.dtype)
+        batch = on_device({name: torch.cat([row[name] for row in rows]) for name in rows[0]}, self.model)
         seen = batch["attention_mask"].bool()  # (P, L)
         positions = seen.cumsum(1).sub(1).clamp(min=0)
         if self.family.mrope and "image_grid_thw" in batch:
@@ -346,6 +410,25 @@ class Continued:
             else:
                 self.layers[i] = prefix
         self.all = self._rows(slice(None), self.layers)
+
+
+def on_device(inputs: dict[str, torch.Tensor], model) -> dict[str, torch.Tensor]:
+    """The processor's tensors where the model is, pictures in its precision."""
+    of = lambda tensor: model.dtype if tensor.is_floating_point() else tensor.dtype
+    return {name: tensor.to(model.device, of(tensor)) for name, tensor in inputs.items()}
+
+
+def _alike(rows: list[dict[str, torch.Tensor]], size: int) -> Iterator[list[dict[str, torch.Tensor]]]:
+    """The rows in their order, in parts of at most `size` whose tensors can be joined: some families keep
+    the sizes of pictures (Pixtral)."""
+    shape = lambda row: {name: tensor.shape[1:] for name, tensor in row.items()}
+    part = rows[:1]
+    for row in rows[1:]:
+        if len(part) == size or shape(row) != shape(part[0]):
+            yield part
+            part = []
+        part = [*part, row]
+    yield part
 
 
 def rows_at_once(width: int) -> int:

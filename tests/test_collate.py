@@ -4,7 +4,7 @@ import datetime
 
 import pytest
 import torch
-from conftest import picture_cell, sample
+from conftest import PICTURE_TOKENS, picture_cell, sample
 
 from utils.collate import IGNORE, Chat, Collator, by_modality
 from utils.models import FAMILIES
@@ -69,11 +69,11 @@ def test_labels_are_the_answer_and_its_end_of_turn(chat_family, with_picture):
 
 @pytest.mark.parametrize("with_picture", [True, False])
 def test_all_text_tokens_without_ans_only(chat_family, with_picture):
-    _, processor, family = chat_family
+    name, processor, family = chat_family
     samples = rows(with_picture)
     batch = Collator(processor, family, ans_only=False)(samples)
     ids, here = batch.inputs["input_ids"], batch.inputs["attention_mask"].bool()
-    pictures = processor.tokenizer.convert_tokens_to_ids(list(family.image_tokens))
+    pictures = processor.tokenizer.convert_tokens_to_ids(PICTURE_TOKENS[name])
     expected = here & ~torch.isin(ids, torch.tensor(pictures))
     assert torch.equal(batch.labels != IGNORE, expected)
     assert torch.equal(batch.labels[expected], ids[expected])
@@ -119,9 +119,9 @@ def test_bos_is_there_once_where_the_family_has_one(chat_family, with_picture):
 
 
 def test_solved_examples_come_first_with_their_pictures(chat_family):
-    name, processor, family = chat_family
+    name, processor, _ = chat_family
     prompt = Chat(processor).prompt("second?", 1, [("first?", 1, "one")])
-    token = family.image_tokens[1] if name == "qwen2_vl" else family.image_tokens[0]
+    token = PICTURE_TOKENS[name][0]
     assert prompt.count(token) == 2
     places = [prompt.index(token), prompt.index("first?"), prompt.index("one"), prompt.index("second?")]
     assert places == sorted(places)

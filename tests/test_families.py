@@ -1,35 +1,38 @@
 """Families outside the table, models that are refused, and what real checkpoints have that tiny ones lack."""
 
 import copy
+import importlib.util
 import json
 import shutil
 
 import pytest
 import torch
 from conftest import RATIO, jsonl, picture_cell, run_script, sample, weights
-from other_families import OTHERS, build
 
 from utils import models
 from utils.cli import Problems
 from utils.collate import IGNORE, Chat, Collator
 from utils.masks import Mask
 
-END = {"qwen2_5_vl": "<|im_end|>", "llava_next": "</s>", "llava_onevision": "<|im_end|>"} | {
+END = {
+    "qwen2_vl_2b": "<|im_end|>",
+    "qwen2_5_vl": "<|im_end|>",
+    "qwen3_vl": "<|im_end|>",
+    "llava_next": "</s>",
+    "llava_onevision": "<|im_end|>",
+    "bakllava": "</s>",
+    "vipllava": "</s>",
+    "pixtral": "</s>",
     "idefics3": "<end_of_utterance>",
     "gemma3": "<end_of_turn>",
 }
+OTHERS = tuple(END)  # the stand-ins beside the paper's three families
 CELLS = [picture_cell(32, 32), picture_cell(96, 64, "blue"), picture_cell(40, 160, "green")]
 
 
-@pytest.fixture(scope="module")
-def others(tmp_path_factory) -> dict:
-    root = tmp_path_factory.mktemp("others")
-    return {family: build(family, root / family) for family in OTHERS}
-
-
 @pytest.fixture(params=OTHERS)
-def other(request, others):
-    return request.param, others[request.param]
+def other(request, tiny):
+    return request.param, tiny[request.param]
 
 
 def problems_of(folder) -> list[str]:
@@ -56,7 +59,7 @@ def test_parts_of_other_families(other):
         assert parts[parameter] == ("language" if id(p) in language else "vision"), parameter
     tower = {id(p) for p in model.get_encoder(modality="image").parameters()}
     between = [n for n, p in model.named_parameters() if parts[n] == "vision" and id(p) not in tower]
-    assert bool(between) == (name != "qwen2_5_vl")  # whose merger is a part of its tower
+    assert bool(between) != name.startswith("qwen")  # whose merger is a part of its tower
     assert ("model.image_newline" in between) == name.startswith("llava_")
     for part in models.PARTS:
         targets = models.lora_targets(model, part)
@@ -73,15 +76,10 @@ def test_labels_of_other_families(other):
     batch = Collator(processor, family)(samples)
     for s, labels in zip(samples, batch.labels):
         assert decode(labels[labels != IGNORE]).strip() == s.answer + END[name]
-    everything = Collator(processor, family, ans_only=False)(samples)
-    for s, ids, labels in zip(samples, everything.inputs["input_ids"], everything.labels):
-        text = decode(labels[labels != IGNORE])
-        assert s.question in text and s.answer in text and "image" not in text and "vision" not in text
-        assert len(ids[labels == IGNORE]) > 3
     turn = Chat(processor).prompt("q", 0) + Chat(processor).answer("Ann")  # no blanks that no prompt has
-    assert turn.endswith(
-        {"llava_next": ": Ann</s>", "idefics3": ": Ann<end_of_utterance>"}.get(name, f"\nAnn{END[name]}")
-    )
+    lead = {"llava_next": "[/INST] ", "pixtral": "[/INST]"}
+    lead |= dict.fromkeys(("bakllava", "vipllava", "idefics3"), ": ")
+    assert turn.endswith(f"{lead.get(name, chr(10))}Ann{END[name]}")
     assert name != "llava_onevision" or turn.endswith("assistant\nAnn<|im_end|>")
     text_only = Collator(processor, family)([sample(answer="Ann")])
     assert decode(text_only.labels[text_only.labels != IGNORE]).strip() == "Ann" + END[name]
@@ -128,30 +126,9 @@ def test_methods_with_a_reference_on_other_families(method, other, train_args, t
     assert len(jsonl(tmp_path / "run" / "log.jsonl")) > 1
 
 
-def test_other_families_answer_alike_in_any_batch(other):
-    from eval.generate import Answerer, Request
-    from utils.collate import Chat
-    from utils.data import Picture
-
-    name, folder = other
-    processor, model = models.load_processor(str(folder)), models.load_model(str(folder))
-    answerer, chat = Answerer(model, processor, models.family_of(model), max_new_tokens=6), Chat(processor)
-    words = ("Who is this?", "Which city does this person live in, Paris or Rome?", "Why?")
-    pictures = [Picture(cell["bytes"], "x") for cell in CELLS]
-    asked = [Request(chat.prompt(w, 1), [p]) for w, p in zip(words, pictures)]
-    assert answerer.answer(asked) == [answerer.answer([r])[0] for r in asked]
-    for request in asked:
-        request.options = ["Paris", "The River of Light"]
-    together = answerer.answer(asked)
-    for scores, request in zip(together, asked):
-        assert scores == pytest.approx(answerer.answer([request])[0], abs=1e-4)
-    text = [Request(chat.prompt(w, 0)) for w in words]
-    assert answerer.answer(text) == [answerer.answer([r])[0] for r in text], name
-
-
-def test_an_evaluation_of_another_family(others, nano, tmp_path):
+def test_an_evaluation_of_another_family(tiny, nano, tmp_path):
     run_script(
-        "eval/MLLMU_eval.py", "--evaluated_model", others["llava_onevision"], "--data_split_dir",
+        "eval/MLLMU_eval.py", "--evaluated_model", tiny["llava_onevision"], "--data_split_dir",
         nano / "MLLMU-Bench", "--forget_ratio", RATIO, "--splits", "forget", "--max_new_tokens", 3,
         "--output_dir", tmp_path, "--shot", "few_shot",
     )  # fmt: skip
@@ -197,6 +174,60 @@ def test_code_that_comes_with_a_model_is_not_run(tmp_path):
     (tmp_path / "code.py").write_text("raise SystemExit('it ran')")
     (line,) = problems_of(tmp_path)
     assert "custom code" in line
+
+
+def test_a_processor_that_needs_a_missing_package(tiny, tmp_path, monkeypatch):
+    """As SmolVLM's needs num2words: one line that says which."""
+    from transformers import LlavaProcessor
+
+    def lacks(self, *args, **kwargs):
+        raise ImportError("Package `num2words` is required. Install it with `pip install num2words`.")
+
+    monkeypatch.setattr(LlavaProcessor, "__init__", lacks)
+    with pytest.raises(SystemExit, match=r"error: the processor of .*llava.*pip install num2words"):
+        models.load_processor(str(tiny["llava"]))
+
+
+def test_a_processor_whose_files_do_not_belong_together(tiny, tmp_path):
+    shutil.copytree(tiny["gemma3"], tmp_path / "model")
+    file = tmp_path / "model" / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    del config["boi_token"]
+    file.write_text(json.dumps(config))
+    with pytest.raises(SystemExit, match=r"error: the processor of .*boi_token"):
+        models.load_processor(str(tmp_path / "model"))
+
+
+def test_a_model_that_needs_a_missing_package(tmp_path, monkeypatch):
+    """As FastVLM's and Gemma 3n's towers need timm: told with the other input, before anything loads."""
+    import transformers
+
+    (tmp_path / "model.safetensors").touch()
+    transformers.AutoConfig.for_model("gemma3n").save_pretrained(tmp_path)
+    if importlib.util.find_spec("timm"):
+        pytest.skip("timm is there")
+    (line,) = problems_of(tmp_path)
+    assert "timm" in line and "\n" not in line
+
+
+def test_a_language_model_that_does_not_fit_into_a_listed_family(tiny, tmp_path):
+    """A LLaVA around BLOOM, whose embeddings transformers does not find."""
+    (tmp_path / "model.safetensors").touch()
+    config = json.loads((tiny["llava"] / "config.json").read_text())
+    config["text_config"] = {"model_type": "bloom", "hidden_size": 32, "n_layer": 2, "n_head": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (line,) = problems_of(tmp_path)
+    assert line.startswith("--model_id: ") and "cannot" in line and "embed_tokens" in line
+
+
+def test_an_attention_kernel_that_a_model_does_not_have(tiny, tmp_path):
+    shutil.copytree(tiny["bakllava"], tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    config = json.loads(file.read_text())
+    config["text_config"] = {"model_type": "gemma2", "hidden_size": 64, "num_hidden_layers": 2}
+    file.write_text(json.dumps(config))
+    with pytest.raises(SystemExit, match=r"error: --attn sdpa: .* give --attn eager"):
+        models.load_model(str(tmp_path / "model"))
 
 
 def test_missing_weights_are_not_made_up(tiny, tmp_path):
@@ -330,22 +361,10 @@ def test_labels_with_the_llama_tokenizer(legacy, processors):
 
 
 # ---------------------------------------------------------------- weights as released
-@pytest.fixture(scope="module")
-def tied(tiny, tmp_path_factory):
-    """Qwen2-VL-2B's head is its embedding matrix."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    folder = tmp_path_factory.mktemp("tied") / "model"
-    shutil.copytree(tiny["qwen2_vl"], folder)
-    config = AutoConfig.from_pretrained(folder)
-    config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
-    torch.manual_seed(0)
-    AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
-    return folder
-
-
-def test_a_tied_head(tied, nano, train_args, tmp_path):
-    """One weight under one name, whether the model is empty, loaded, masked, adapted or saved."""
+def test_a_tied_head(tiny, nano, train_args, tmp_path):
+    """Qwen2-VL-2B's head is its embedding matrix: one weight under one name, whether the model is empty,
+    loaded, masked, adapted or saved."""
+    tied = tiny["qwen2_vl_2b"]
     model, empty = models.load_model(str(tied)), models.empty_model(str(tied))
     assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
     assert [n for n, _ in empty.named_parameters()] == [n for n, _ in model.named_parameters()]

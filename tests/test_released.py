@@ -8,7 +8,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import RATIO, ROOT, jsonl, load_script, picture_cell, run_script, sample, weights
+from conftest import (
+    PICTURE_TOKENS,
+    RATIO,
+    ROOT,
+    jsonl,
+    load_script,
+    picture_cell,
+    run_script,
+    sample,
+    weights,
+)
 from test_methods import NLL, TwoTokens, gradient, two_tokens
 from test_scripts import snapshot, trainer_of
 
@@ -72,7 +82,7 @@ def test_loss_tokens_all(family, processors, rows):
     batch = Collator(processors[family], of, loss_tokens="all")(rows)
     ids, here = batch.inputs["input_ids"], batch.inputs["attention_mask"].bool()
     pictures = torch.isin(
-        ids, torch.tensor(processors[family].tokenizer.convert_tokens_to_ids(of.image_tokens))
+        ids, torch.tensor(processors[family].tokenizer.convert_tokens_to_ids(PICTURE_TOKENS[family]))
     )
     assert pictures.any() and not here.all()
     expected = here & ~pictures if family == "mllama" else here

@@ -104,7 +104,7 @@ class Collator:
         self.ans_only = ans_only and loss_tokens == "labels"
         self.end_of_turn, self.skip = end_of_turn, int(answer_tokens == "skip_first")
         self.label_pictures = loss_tokens == "all" and family.head_knows_pictures
-        self.image_ids = torch.tensor(picture_ids(processor, self.chat, family))
+        self.image_ids = torch.tensor(picture_ids(processor, self.chat))
 
     @classmethod
     def of(cls, args, processor, family) -> Collator:
@@ -184,19 +184,18 @@ class PromptLengths:
         return self.sizes[size]
 
 
-def picture_ids(processor, chat: Chat, family) -> list[int]:
-    """Ids of the tokens that stand for a picture or its borders.
+def picture_ids(processor, chat: Chat) -> list[int]:
+    """Ids of the tokens that stand for a picture, its borders or its line ends.
 
-    For families outside the table: the special tokens that a prompt gets for a picture, seen on a large one.
+    Not by a family's name, since checkpoints of one family may have different tokens (LLaVA-1.5, Pixtral):
+    the special tokens that a prompt gets for a picture, seen on a large one.
     """
     tokenizer = processor.tokenizer
-    if family.image_tokens:
-        return tokenizer.convert_tokens_to_ids(list(family.image_tokens))
     special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     picture = Image.linear_gradient("L").resize((1024, 1024)).convert("RGB")
     ids = [encode(processor, [chat.prompt("q", n)], [[picture]] * n, "right")["input_ids"] for n in (1, 0)]
     found, without = ({*row.flatten().tolist()} & special for row in ids)
-    return sorted(found - without | {i for i in processor.image_token_ids if i is not None})
+    return sorted((found - without) | {i for i in processor.image_token_ids if i is not None})
 
 
 def by_modality(samples: Iterable) -> list[list]:

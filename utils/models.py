@@ -27,11 +27,10 @@ PARTS = ("vision", "language")
 
 @dataclass(frozen=True)
 class Family:
-    """What differs between families: where the parts are, which tokens stand for pictures, how names looked
-    before.
+    """What differs between families: where the parts are, how names looked before.
 
+    made_of: kinds of language model that need no closer look; any other is built without weights first.
     vision, language: paths of modules (or of single parameters, as LLaVA-NeXT's line-end embedding).
-    image_tokens: what stands for a picture; where none are given, utils.collate.picture_ids finds them.
     old_names: (pattern, replacement) pairs that turn transformers 4 parameter names into today's.
     head_knows_pictures: whether the head has a row for the picture tokens, so that they could be labels.
     shares_prefix: whether eval/shared_prefix.py knows how its text sees pictures: as earlier tokens, whose
@@ -39,9 +38,9 @@ class Family:
     """
 
     title: str
+    made_of: tuple[str, ...]
     vision: tuple[str, ...]
     language: tuple[str, ...]
-    image_tokens: tuple[str, ...] = ()
     old_names: tuple[tuple[str, str], ...] = ()
     head_knows_pictures: bool = True
     shares_prefix: bool = False
@@ -52,9 +51,9 @@ class Family:
 FAMILIES = {
     "llava": Family(
         title="LLaVA-1.5",
+        made_of=("llama", "mistral", "qwen2"),
         vision=("model.vision_tower", "model.multi_modal_projector"),
         language=("model.language_model", "lm_head"),
-        image_tokens=("<image>",),
         old_names=(
             (r"^language_model\.lm_head\.", "lm_head."),
             (r"^language_model\.model\.", "model.language_model."),
@@ -65,9 +64,9 @@ FAMILIES = {
     ),
     "qwen2_vl": Family(
         title="Qwen2-VL",
+        made_of=("qwen2_vl_text",),
         vision=("model.visual",),
         language=("model.language_model", "lm_head"),
-        image_tokens=("<|vision_start|>", "<|image_pad|>", "<|video_pad|>", "<|vision_end|>"),
         old_names=(
             (r"^visual\.", "model.visual."),
             (r"^model\.(?!visual\.|language_model\.)", "model.language_model."),
@@ -77,9 +76,9 @@ FAMILIES = {
     ),
     "mllama": Family(
         title="Llama-3.2-Vision",
+        made_of=("mllama_text_model",),
         vision=("model.vision_model", "model.multi_modal_projector"),
         language=("model.language_model", "lm_head"),
-        image_tokens=("<|image|>",),
         old_names=(
             (r"^language_model\.lm_head\.", "lm_head."),
             (r"^language_model\.model\.", "model.language_model."),
@@ -121,9 +120,7 @@ def check_model(name: str | None, flag: str, problems: Problems) -> None:
     except ValueError:
         problems.add(f"{flag}: {folder / 'config.json'} is not valid JSON")
         return
-    why = _why_not_from_json(config)
-    if why is None and config.get("model_type") not in FAMILIES:
-        why = why_not(name)
+    why = _why_not_from_json(config) or (why_not(name) if _is_unlisted(config) else None)
     if why:
         problems.add(f"{flag}: {name}: {why}")
     if not weight_files(folder):
@@ -131,6 +128,13 @@ def check_model(name: str | None, flag: str, problems: Problems) -> None:
     missing = missing_shards(folder)
     if missing:
         problems.add(f"{flag}: {name} is not whole: {', '.join(missing[:3])} missing; download it again")
+
+
+def _is_unlisted(config: dict) -> bool:
+    """Whether a model's kind, or what one of a listed kind is made of, is none that the suite knows."""
+    kind = config.get("model_type")
+    made_of = (config.get("text_config") or {}).get("model_type")
+    return kind not in FAMILIES or made_of not in (None, *FAMILIES[kind].made_of)
 
 
 def _why_not_from_json(config: dict) -> str | None:
@@ -206,16 +210,19 @@ def load_model(name: str, dtype: str = "auto", attn: str = "sdpa") -> PreTrained
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         if local_folder(name) is None:  # a local model was checked with the other input
-            why = _why_not_from_json(config.to_dict()) or (
-                why_not(name) if config.model_type not in FAMILIES else None
-            )
+            fields = config.to_dict()
+            why = _why_not_from_json(fields) or (why_not(name) if _is_unlisted(fields) else None)
             if why:
                 raise SystemExit(f"error: {name}: {why}")
         model, info = AutoModelForImageTextToText.from_pretrained(
             name, dtype=pick_dtype(dtype), attn_implementation=attn, output_loading_info=True
         )
-    except (OSError, ValueError, SafetensorError) as why:
-        raise SystemExit(f"error: cannot load the model {name}: {str(why).splitlines()[0]}") from why
+    except (OSError, ValueError, SafetensorError, ImportError) as why:
+        if "scaled_dot_product_attention yet" in str(why):
+            raise SystemExit(
+                f"error: --attn {attn}: {name} has an attention of its own; give --attn eager"
+            ) from why
+        raise SystemExit(f"error: cannot load the model {name}: {first_line(why)}") from why
     if info["missing_keys"]:  # transformers would go on with random numbers in their place
         missing = sorted(info["missing_keys"])
         raise SystemExit(
@@ -240,12 +247,16 @@ def load_processor(*names: str | None) -> ProcessorMixin:
             continue
         try:
             processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+        except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError) as why:
+            # a missing package or file, or files that do not belong together
+            raise SystemExit(f"error: the processor of {name} cannot be loaded: {first_line(why)}") from why
+        try:
             if not isinstance(processor, ProcessorMixin):
                 raise ValueError("it does not read pictures and text together")
             _complete(processor, name)
             Chat(processor)
         except (OSError, ValueError, TemplateError) as why:
-            raise SystemExit(f"error: the processor of {name}: {str(why).splitlines()[0]}") from why
+            raise SystemExit(f"error: the processor of {name}: {first_line(why)}") from why
         return processor
     raise SystemExit(f"error: no processor in {' or '.join(filter(None, names))}")
 
@@ -260,8 +271,10 @@ def _complete(processor: ProcessorMixin, name: str) -> None:
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     if config.vision_config.model_type == "clip_vision_model":
         processor.patch_size = config.vision_config.patch_size
-        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
         processor.num_additional_image_tokens = 1  # CLIP's class token
+        # ViP-LLaVA's configuration has no such field: it always drops the class token
+        strategy = config.to_dict().get("vision_feature_select_strategy", "default")
+        processor.vision_feature_select_strategy = strategy
 
 
 def empty_model(name: str) -> PreTrainedModel:
@@ -312,6 +325,7 @@ def find_parts(model: PreTrainedModel) -> Family:
         raise UnknownParts("its image tower and its language model share weights")
     return Family(
         title=model.config.model_type,
+        made_of=(model.config.get_text_config().model_type,),
         vision=tuple(_outside(model, inside)),
         language=tuple(dict.fromkeys(path[id(module)] for module in text)),
         head_knows_pictures=len(head.weight) >= len(model.get_input_embeddings().weight),
@@ -344,10 +358,15 @@ def why_not(name: str) -> str | None:
         find_parts(empty_model(name))
     except UnknownParts as why:
         return f"a {config.model_type} model cannot be used: {why}; tested: {', '.join(FAMILIES)}"
-    except (OSError, ValueError, ImportError) as why:  # unknown kinds, code of their own, missing packages
-        first = next(filter(None, str(why).splitlines()), type(why).__name__).split(". ")[0]
-        return f"transformers cannot build it: {first}"
+    except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError, RuntimeError) as why:
+        # unknown kinds, code of their own, missing packages, parts that do not fit together
+        return f"transformers cannot build it: {first_line(why).split('. ')[0]}"
     return None
+
+
+def first_line(why: Exception) -> str:
+    """What an exception of transformers says, in one line."""
+    return next(filter(None, map(str.strip, str(why).splitlines())), type(why).__name__)
 
 
 def part_of_parameters(model: PreTrainedModel) -> dict[str, str]:
