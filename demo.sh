@@ -68,7 +68,7 @@ evaluate() {
 }
 
 echo "== 1. The nano benchmark: invented people, drawn portraits, and a tiny LLaVA with random weights"
-make "$made/run.json" -- "$PYTHON" data_process/make_nano.py --save_dir "$made"
+make "$made/run.json" -- "$PYTHON" nano/make_nano.py --save_dir "$made"
 
 echo "== 2. The vanilla model learns everybody; the reference model learns everybody but those to forget"
 echo "   (the reference model trains beside the vanilla model; its output: $nano/reference.log)"

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_process.download import add_table_args, check_table_args
-from data_process.published_tables import BENCHMARKS, TASKS, Repository, Table, chosen, names
-from data_process.table_on_disk import Found, check_images, inspect
-from data_process.table_relations import Relations
+from data_process.hub.on_disk import Found, check_images, inspect
+from data_process.hub.relations import Relations
+from data_process.hub.tables import BENCHMARKS, TASKS, Repository, Table, chosen, names
 from utils import cli
-from utils.bench import NANO
+from utils.benchmark import NANO
 from utils.clear import CLEARBench
 from utils.data import is_table
 from utils.mllmu import MLLMUBench

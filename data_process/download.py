@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_process.published_tables import BENCHMARKS, MLLMU_TRAINING, Repository, Table, chosen, names
+from data_process.hub.tables import BENCHMARKS, MLLMU_TRAINING, Repository, Table, chosen, names
 from utils import cli
 from utils.data import parquet_files
 

@@ -48,7 +48,7 @@ def parse_args():
 
 
 def main(args):
-    from eval.run import check, evaluate
+    from eval.answering.run import check, evaluate
 
     bench = CLEARBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
     questions = [
@@ -57,7 +57,7 @@ def main(args):
     check(args, questions, bench)
 
     def request(question, chat):
-        from eval.generate import Request
+        from eval.answering.generate import Request
 
         pictures = [question.picture] if question.picture else []
         prompt = chat.prompt(clear_prompt(question, args.mcq), len(pictures))

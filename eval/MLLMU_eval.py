@@ -61,14 +61,14 @@ def read_questions(args, bench: MLLMUBench):
 
 
 def main(args):
-    from eval.run import check, evaluate
+    from eval.answering.run import check, evaluate
 
     bench = MLLMUBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
     questions, shots = read_questions(args, bench)
     check(args, questions, bench)
 
     def request(question, chat):
-        from eval.generate import Request
+        from eval.answering.generate import Request
 
         solved = shots.get((question.task, question.modality), [])
         turns = [

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from eval.metrics import forget_quality
-from eval.results import Result, load_results, read_lines
+from eval.results.read import Result, load_results, read_lines
 from utils import cli
 
 

@@ -287,7 +287,7 @@ def compare(after: Measured, folder: Path) -> None:
 def differences(before: Measured, after: Measured, task: str) -> list[list[str]]:
     """One row per metric; the interval is a bootstrap over questions of the paired difference, and left out
     where no question's score changed: that is no proof that none would."""
-    from eval import intervals
+    from eval.results import intervals
 
     old, new, rows = before.numbers(task), after.numbers(task), []
     for metric in [name for name in new if name in old]:

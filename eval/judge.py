@@ -38,7 +38,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from eval.metrics import summarise
-from eval.results import Result, load_results
+from eval.results.read import Result, load_results
 from utils import checkpoint, cli
 
 SYSTEM = """\

@@ -7,7 +7,7 @@ Probability      p(answer) ^ (1 / answer tokens)                        probabil
 Truth ratio      the same of wrong answers over that of a right one     truth_ratio
 Forget quality   likeness of two models' truth ratios                   forget_quality
 summarise() turns the lines of predictions_<split>.jsonl into the `splits` part of results.json; how sure its
-numbers are is worked out in eval/intervals.py.
+numbers are is worked out in eval/results/intervals.py.
 """
 
 from __future__ import annotations
@@ -131,10 +131,11 @@ def summarise(predictions: Iterable[dict]) -> dict[str, dict]:
     Classification and cloze give {"correct", "total", "accuracy"}, accuracy in percent with 2 decimals.
     The others give the means of their scores (MEANS) with 4 decimals, and "total". All have "people", how
     many were asked about, and "interval": [low, high] of the task's headline() over people
-    (eval/intervals.py), None with one person. Generation has "factuality", the judge's mean grade with 2
-    decimals, and "judged", the number of answers graded, if there are any. Splits, tasks and modalities come
-    in the order in which they first occur; a combination without predictions is absent. The order of the
-    lines inside one does not matter. Raises ValueError, naming the prediction, for an unknown task.
+    (eval/results/intervals.py), None with one person. Generation has "factuality", the judge's mean grade
+    with 2 decimals, and "judged", the number of answers graded, if there are any. Splits, tasks and
+    modalities come in the order in which they first occur; a combination without predictions is absent. The
+    order of the lines inside one does not matter. Raises ValueError, naming the prediction, for an unknown
+    task.
     """
     groups: dict[str, dict[str, dict[str, list[dict]]]] = {}
     for line in predictions:
@@ -154,7 +155,7 @@ def summarise(predictions: Iterable[dict]) -> dict[str, dict]:
 
 
 def _summary(task: str, lines: list[dict]) -> dict[str, Any]:
-    from eval.intervals import interval, rounded  # which needs this module
+    from eval.results.intervals import interval, rounded  # which needs this module
 
     field, total = headline(task), len(lines)
     people = {

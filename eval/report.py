@@ -30,10 +30,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from eval import figures
-from eval.intervals import question_key
 from eval.metrics import FACTUALITY, HEADLINES
-from eval.results import (
+from eval.results import figures
+from eval.results.intervals import question_key
+from eval.results.read import (
     BY_KEY,
     SPLIT_TITLES,
     Result,
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
+TEMPLATE = Path(__file__).resolve().parent / "results" / "report.html.jinja"
 THUMBNAIL = 192  # pixels; shown at up to 96, so sharp on a phone too
 # a person's card opens with the first question of the first of these tasks that exists
 TASK_ORDER = ("classification", "generation", "cloze", "probability", "truth_ratio")

@@ -7,12 +7,12 @@ r"""One table, in the paper's shape, from any number of result folders.
 Rows are methods; columns are forget / test / retain / real x VQA and QA (multiple choice about a picture /
 as text), generation (ROUGE-L, and a judge's factuality in 1..10 where one was asked) and cloze, each for
 picture and text. A cell reads `31.2 (39/125) -20.0 [-28.0, -12.0]`: percent, right of all, difference to
-the vanilla row in points, and its 95 % bootstrap interval over people (eval/intervals.py); a cell without a
-difference has the interval of its own number, as `51.2 (64/125) [41.6, 60.8]`. An arrow at the column's name
-shows which way is better. The CSV has one row per evaluation with the columns <split>_<metric>, and the same
-with _low, _high, _correct, _total, _difference, _difference_low and _difference_high; the LaTeX table needs
-booktabs and graphicx, with the best method of each column in bold and in italics what is not clearly another
-number than vanilla's.
+the vanilla row in points, and its 95 % bootstrap interval over people (eval/results/intervals.py); a cell
+without a difference has the interval of its own number, as `51.2 (64/125) [41.6, 60.8]`. An arrow at the
+column's name shows which way is better. The CSV has one row per evaluation with the columns <split>_<metric>,
+and the same with _low, _high, _correct, _total, _difference, _difference_low and _difference_high; the LaTeX
+table needs booktabs and graphicx, with the best method of each column in bold and in italics what is not
+clearly another number than vanilla's.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from eval import published
-from eval.results import (
+from eval.results import published
+from eval.results.read import (
     BY_KEY,
     Block,
     Result,

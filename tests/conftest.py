@@ -112,7 +112,7 @@ def nano(tmp_path_factory) -> Path:
     """Folder with MLLMU-Bench and MLLMMU-Bench: ten people, one picture each."""
     folder = tmp_path_factory.mktemp("nano") / "data"
     run_script(
-        "data_process/make_nano.py", "--save_dir", folder, "--people", 10, "--real_people", 4,
+        "nano/make_nano.py", "--save_dir", folder, "--people", 10, "--real_people", 4,
         "--views", 1, "--image_size", 32,
     )  # fmt: skip
     for table in folder.glob("*/*"):  # fifteen questions per row, whatever the nano benchmark comes to ask
@@ -126,7 +126,7 @@ def nano(tmp_path_factory) -> Path:
 
 def make_tiny(family: str, nano: Path, folder: Path, seed: int = 0) -> Path:
     run_script(
-        "data_process/make_tiny_model.py", "--family", family, "--text", nano / "MLLMU-Bench",
+        "nano/make_tiny_model.py", "--family", family, "--text", nano / "MLLMU-Bench",
         "--save_dir", folder, "--vocab_size", 600, "--seed", seed,
     )  # fmt: skip
     return folder

@@ -12,7 +12,7 @@ from conftest import RATIO, ROOT, load_script
 
 SCRIPTS = sorted(
     str(path.relative_to(ROOT))
-    for pattern in ("MLLMU_*.py", "CLEAR_*.py", "data_process/*.py", "eval/*.py")
+    for pattern in ("MLLMU_*.py", "CLEAR_*.py", "data_process/*.py", "eval/*.py", "nano/*.py")
     for path in ROOT.glob(pattern)
     if "def parse_args" in path.read_text(encoding="utf-8")
 )

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, load_script, read_table, run_script, write_table
 
-from data_process import published_tables as layout
-from data_process.table_on_disk import inspect
+from data_process.hub import tables as layout
+from data_process.hub.on_disk import inspect
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_whole_folders(nano, capsys):
 def test_the_published_numbers_of_rows_are_recognised(tmp_path, capsys):
     import pyarrow as pa
 
-    sys_schemas = load_script("data_process/make_nano.py").schemas()
+    sys_schemas = load_script("nano/make_nano.py").schemas()
     ids = [f"{k:03d}" for k in range(1, 501)]
     rows = lambda chosen: [dict.fromkeys(("image", "Directory"), None) | {"ID": i} for i in chosen]
 
@@ -211,8 +211,8 @@ def test_perturbed_rows_are_of_the_forget_people(data, capsys):
 
 
 def test_odd_counts_of_published_tables_are_notes():
-    from data_process.table_on_disk import Found
-    from data_process.table_relations import Relations
+    from data_process.hub.on_disk import Found
+    from data_process.hub.relations import Relations
 
     published = next(t for t in layout.CLEAR.tables if t.name == "forget10")
     relations = Relations([], nano=False)

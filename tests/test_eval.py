@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import FAMILIES, ROOT, jsonl, picture_cell, read_table, run_script, write_table
 
-from eval.plan import Load, plan
+from eval.answering.plan import Load, plan
 from utils import checkpoint
 
 EVAL = "eval/MLLMU_eval.py"
@@ -122,7 +122,7 @@ def test_a_picture_is_encoded_once(evaluate, monkeypatch):
 
 def test_little_memory(evaluate, monkeypatch):
     """Batches are halved until they fit, from then on, and the answers are the same."""
-    from eval.generate import SharedAnswers
+    from eval.answering.generate import SharedAnswers
 
     _, whole = evaluate("whole")
     sizes, answer = [], SharedAnswers.answer
@@ -176,7 +176,7 @@ def test_a_pictures_questions_stay_together():
 def test_replies_are_greedy(kind, evaluate, tiny, mixed):
     """Against a loop that takes the likeliest token with the whole model run each time, no cache, no
     padding."""
-    from eval.generate import Answerer
+    from eval.answering.generate import Answerer
     from utils.collate import encode
     from utils.data import Picture
     from utils.models import FAMILIES as ALL
@@ -243,7 +243,7 @@ def test_option_scores_by_hand(evaluate, tiny, mixed, processors):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_stopping_early_keeps_every_score(kind, evaluate, tiny, monkeypatch):
     """Replies that go on to the end of the turn say the same at first, and score the same."""
-    from eval import generate
+    from eval.answering import generate
 
     _, stopped = evaluate("stopped", evaluated_model=tiny[kind], max_new_tokens=12)
     monkeypatch.setattr(generate.Endings, "decided", lambda self, request, reply: reply[-1] in self.ends)
@@ -262,7 +262,7 @@ def test_stopping_early_keeps_every_score(kind, evaluate, tiny, monkeypatch):
 def test_a_cloze_reply_ends_at_the_hit(processors):
     from types import SimpleNamespace
 
-    from eval.generate import Endings, Request
+    from eval.answering.generate import Endings, Request
 
     tokenizer = processors["llava"].tokenizer
     model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=None))
@@ -366,7 +366,7 @@ def test_differences_to_vanilla(evaluate, tiny, tmp_path):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_two_workers_are_one(evaluate, tiny, kind, capfd, monkeypatch):
     """The same batches, whoever answers them: files equal byte by byte."""
-    from eval import workers
+    from eval.answering import workers
 
     mcq = "likelihood" if kind == "mllama" else "letter"
     one, _ = evaluate("one", evaluated_model=tiny[kind], mcq=mcq, batch_size=8)
@@ -432,7 +432,7 @@ def kill_after(process, batches: int, output) -> None:
 
 def stopped(evaluate, monkeypatch, name: str, batches: int, **flags):
     """An evaluation that fails after some batches. Returns its file of answers."""
-    from eval import workers
+    from eval.answering import workers
 
     real = workers.answer_batches
 
@@ -487,7 +487,7 @@ def test_two_runs_exclude_each_other(evaluate, tmp_path):
 
 
 def test_one_worker_per_gpu(monkeypatch):
-    from eval.workers import devices
+    from eval.answering.workers import devices
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert devices([1, 0, 1]) == ["cuda:1", "cuda:0", "cuda:1"]

@@ -414,7 +414,7 @@ def test_weights_in_pieces(tiny, masks, train_args, tmp_path):
 )
 def test_generation_settings_of_a_checkpoint(settings, tiny, train_args, tmp_path):
     """Sampling settings neither stop the saving at the end of a run nor change what is evaluated."""
-    from eval.generate import Answerer, Request
+    from eval.answering.generate import Answerer, Request
     from utils.collate import Chat
 
     shutil.copytree(tiny["qwen2_vl"], tmp_path / "model")

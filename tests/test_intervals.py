@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from eval.intervals import by_cell, difference, differences, interval, rounded
 from eval.metrics import summarise
+from eval.results.intervals import by_cell, difference, differences, interval, rounded
 
 
 def answers(right, people=None, **about):
@@ -183,5 +183,5 @@ def test_people_that_only_one_model_was_asked_about():
 
 
 def test_import_is_cheap():
-    code = "import sys, eval.intervals; assert not {'numpy', 'scipy', 'torch'} & sys.modules.keys()"
+    code = "import sys, eval.results.intervals; assert not {'numpy', 'scipy', 'torch'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

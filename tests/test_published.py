@@ -7,8 +7,8 @@ import pytest
 from conftest import ROOT, run_script
 from test_table import write
 
-from eval import published
-from eval.results import BY_KEY, load_results
+from eval.results import published
+from eval.results.read import BY_KEY, load_results
 from utils.cli import Problems
 
 NUMBERS = published.load()

@@ -15,9 +15,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from eval import figures, report
+from eval import report
 from eval.metrics import summarise
-from eval.results import BY_KEY, blocks, difference, load_results, remarks
+from eval.results import figures
+from eval.results.read import BY_KEY, blocks, difference, load_results, remarks
 from utils.cli import Problems
 
 NASTY = '</script><img src=x onerror="alert(1)"> & "quotes" \u2028 {{ 7 * 7 }}'
@@ -120,7 +121,7 @@ def made(untouched):
 
 
 def evaluated(model, lines, data, ratio=10):
-    """An evaluation of the model's folder, as eval/run.py writes it."""
+    """An evaluation of the model's folder, as eval/answering/run.py writes it."""
     folder = model / "zero_shot" / f"forget{ratio:02d}"
     folder.mkdir(parents=True)
     for split in ("forget", "test", "retain"):

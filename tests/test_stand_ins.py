@@ -9,9 +9,9 @@ from conftest import Made, picture_cell, run_script, sample
 from safetensors import safe_open
 from transformers import AutoConfig, GenerationConfig
 
-from data_process.stand_ins import STAND_INS, Files, Size, differences, train_tokenizer, write
-from eval.generate import Answerer, PlainAnswers, Request, SharedAnswers
-from eval.shared_prefix import longest
+from eval.answering.generate import Answerer, PlainAnswers, Request, SharedAnswers
+from eval.answering.shared_prefix import longest
+from nano.stand_ins import STAND_INS, Files, Size, differences, train_tokenizer, write
 from utils import models
 from utils.collate import IGNORE, Chat, Collator, encode
 from utils.data import Picture
@@ -402,14 +402,14 @@ def test_sizes_that_do_not_fit_are_refused(flags, said, nano, tmp_path, capsys):
     words = {"--family": "llava", "--text": nano / "MLLMU-Bench", "--save_dir": tmp_path / "model"}
     words |= dict(zip(flags[::2], flags[1::2]))
     with pytest.raises(SystemExit) as end:
-        run_script("data_process/make_tiny_model.py", *(x for pair in words.items() for x in pair))
+        run_script("nano/make_tiny_model.py", *(x for pair in words.items() for x in pair))
     assert end.value.code == 2 and not (tmp_path / "model").exists()
     assert f"error: {said}" in capsys.readouterr().err
 
 
 def test_sizes_as_asked_for(nano, tmp_path, capsys):
     run_script(
-        "data_process/make_tiny_model.py", "--family", "qwen2_vl", "--text", nano / "MLLMU-Bench",
+        "nano/make_tiny_model.py", "--family", "qwen2_vl", "--text", nano / "MLLMU-Bench",
         "--save_dir", tmp_path / "model", "--image_size", 56, "--layers", 3, "--key_value_heads", 1,
         "--head_dim", 32, "--vision_layers", 3, "--vision_heads", 3, "--vision_head_dim", 8,
         "--vocab_size", 500,

@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 from eval import table
 from eval.metrics import summarise
-from eval.results import (
+from eval.results.read import (
     BY_KEY,
     Difference,
     difference,
@@ -207,7 +207,7 @@ def test_result_and_difference(pair):
 
 
 def test_intervals_are_computed_once(pair, monkeypatch):
-    from eval import intervals
+    from eval.results import intervals
 
     asked, real = [], intervals.interval
     monkeypatch.setattr(intervals, "interval", lambda scores: asked.append(1) or real(scores))

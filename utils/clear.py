@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from string import ascii_uppercase
 from typing import Any
 
-from utils.bench import Bench
+from utils.benchmark import Bench
 from utils.data import Picture, Question, Sample, is_table
 
 SPLITS = ("forget", "retain", "real_faces", "real_world")

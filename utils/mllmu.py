@@ -12,7 +12,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from utils.bench import FLAG, Bench
+from utils.benchmark import FLAG, Bench
 from utils.data import Picture, Question, Sample, is_table, picture_from, read_rows
 
 SPLITS = ("forget", "test", "retain", "real")

@@ -33,8 +33,8 @@ class Family:
     vision, language: paths of modules (or of single parameters, as LLaVA-NeXT's line-end embedding).
     old_names: (pattern, replacement) pairs that turn transformers 4 parameter names into today's.
     head_knows_pictures: whether the head has a row for the picture tokens, so that they could be labels.
-    shares_prefix: whether eval/shared_prefix.py knows how its text sees pictures: as earlier tokens, whose
-    positions may be two-dimensional (mrope), or by cross_attention.
+    shares_prefix: whether eval/answering/shared_prefix.py knows how its text sees pictures: as earlier
+    tokens, whose positions may be two-dimensional (mrope), or by cross_attention.
     """
 
     title: str

@@ -2,8 +2,8 @@
 rates come from.
 
     bash demo.sh        # first: the nano benchmark, its vanilla model, its masks
-    python benchmarks/nano_learning_rates.py --save_dir runs/nano_lr
-    python benchmarks/nano_learning_rates.py --save_dir runs/nano_lr --methods manifold:language \\
+    python nano/learning_rates.py --save_dir runs/nano_lr
+    python nano/learning_rates.py --save_dir runs/nano_lr --methods manifold:language \\
         --lrs 2e-4,3e-4 --num_epochs 2
 
 Every run is the suite's own script, followed by the evaluation of the forget and retain splits (multiple

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from data_process.table_on_disk import SHOWN, Found
+from data_process.hub.on_disk import SHOWN, Found
 from utils.data import read_rows
 
 AUTHOR = 20  # text questions per author in TOFU

@@ -1,10 +1,10 @@
 """Numbers that papers and users have published, and ours beside them. Used by eval/table.py --published.
 
-The numbers are in eval/published/*.csv, one per line with its source. Only what is written there is shown;
-nothing is filled in. A published number stands beside ours when benchmark, method, split and metric are the
-same and its forget ratio is ours or is not stated. `metric` is a key of eval/results.py; other names
-(`classification` where the modality is not stated, judged scores, aggregates) are kept as data and never set
-beside ours.
+The numbers are in eval/results/published_numbers/*.csv, one per line with its source. Only what is written
+there is shown; nothing is filled in. A published number stands beside ours when benchmark, method, split and
+metric are the same and its forget ratio is ours or is not stated. `metric` is a key of eval/results/read.py;
+other names (`classification` where the modality is not stated, judged scores, aggregates) are kept as data
+and never set beside ours.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.results import BY_KEY, METRICS, Result, split_order
+from eval.results.read import BY_KEY, METRICS, Result, split_order
 
-FOLDER = Path(__file__).resolve().parent / "published"
+FOLDER = Path(__file__).resolve().parent / "published_numbers"
 METHODS = {"manifold": "MMUnlearner", "finetune": "Vanilla"}  # names of our scripts that papers do not use
 PER_PERSON = {"classification": 5, "generation": 2, "cloze": 2}  # MLLMU-Bench, in each modality
 CLEAR_FORGET = {1: 35, 5: 188, 10: 378}  # rows of forgetNN_perturbed

@@ -1,7 +1,7 @@
 """Greedy replies and option likelihoods, the same in batches of any size as one at a time (in fp32).
 
-What questions share is computed once (eval/shared_prefix.py), and a reply ends as soon as its score is
-decided: a multiple-choice reply at its first letter or digit, a cloze reply at the words looked for, any
+What questions share is computed once (eval/answering/shared_prefix.py), and a reply ends as soon as its score
+is decided: a multiple-choice reply at its first letter or digit, a cloze reply at the words looked for, any
 other at the end of the turn. Families that transformers alone knows, and prompts too long for a model's
 window, are answered by its `generate`, in plain batches.
 """
@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from eval.plan import Load
-from eval.shared_prefix import (
+from eval.answering.plan import Load
+from eval.answering.shared_prefix import (
     PER_TOKEN,
     Continued,
     Prefixes,

@@ -17,8 +17,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from data_process.nano_people import CLOTHES, FACTS, Person, portrait
-from data_process.nano_tables import image_type, write
+from nano.people import CLOTHES, FACTS, Person, portrait
+from nano.tables import image_type, write
 
 RATIOS = (1, 5, 10)
 WRONG = 5  # wrong captions and names per row

@@ -36,7 +36,7 @@ def interval(scores: Iterable[tuple[str, float]]) -> tuple[float, float] | None:
     In the unit of the scores; the order of the pairs does not matter. None with one person: nothing is known
     then about others. If all people score the same, 20 of 20 right for instance, every resample does too and
     the interval is [x, x]. That is no proof: none wrong among 20 people still fits with up to 3 in 20 (rule
-    of three). eval/results.py warns of such intervals, as of those over too few people.
+    of three). eval/results/read.py warns of such intervals, as of those over too few people.
     """
     people = defaultdict(list)
     for person, score in scores:

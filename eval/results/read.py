@@ -15,8 +15,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval import intervals
 from eval.metrics import FACTUALITY, headline
+from eval.results import intervals
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -75,7 +75,8 @@ def evaluate(
 ) -> None:
     """Answer all questions and write the results.
 
-    request: (question, chat) -> eval.generate.Request; examples: the solved questions that its prompts show.
+    request: (question, chat) -> eval.answering.generate.Request; examples: the solved questions that its
+    prompts show.
     """
     settings = _settings(args, questions, examples)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
@@ -128,8 +129,8 @@ def _answer(
     args, questions: list[Question], todo: list[Question], request: Callable, path: Path
 ) -> list[dict]:
     """Answer what is still to do, in the batches of the whole list; each is on disk when it is done."""
-    from eval.plan import plan
-    from eval.workers import Setup, answer_batches, devices
+    from eval.answering.plan import plan
+    from eval.answering.workers import Setup, answer_batches, devices
     from utils.collate import Chat, PromptLengths
 
     places = devices(args.gpus)
@@ -268,8 +269,8 @@ def _differences(args, lines: list[dict]) -> dict[str, Any]:
     """Paired differences to the vanilla model, where --vanilla_dir names it."""
     if not args.vanilla_dir:
         return {}
-    from eval.intervals import differences
-    from eval.results import read_lines
+    from eval.results.intervals import differences
+    from eval.results.read import read_lines
 
     vanilla = _evaluation(args.vanilla_dir, args)
     files = [vanilla / f"predictions_{split}.jsonl" for split in args.splits]

@@ -1,6 +1,6 @@
 """The evaluation against the plain way, as released evaluations work: one question at a time, 50 new tokens.
 
-    python benchmarks/eval_speed.py --data_split_dir runs/nano/data/MLLMU-Bench
+    python perf/eval_speed.py --data_split_dir runs/nano/data/MLLMU-Bench
 
 Same model, same questions, in one run: the plain way answers a part of them, ours all of them, in turn, so
 that a noisy machine is noisy for both. For a LLaVA of about 50 M random weights, which never ends a reply
@@ -63,8 +63,8 @@ def read_questions(args) -> list:
 
 def make_model(args, folder: Path) -> None:
     """A LLaVA with 168 x 168 pixels in patches of 14: 144 image tokens."""
-    from data_process import stand_ins
-    from data_process.make_tiny_model import read_texts
+    from nano import stand_ins
+    from nano.make_tiny_model import read_texts
 
     tokenizer = stand_ins.train_tokenizer(read_texts([Path(args.data_split_dir)]), "llava", vocab_size=4096)
     size = stand_ins.Size(
@@ -75,7 +75,7 @@ def make_model(args, folder: Path) -> None:
 
 
 def requests_of(questions: list, chat) -> list:
-    from eval.generate import Request
+    from eval.answering.generate import Request
     from eval.prompts import mllmu_prompt
 
     return [
@@ -119,7 +119,7 @@ class Ours:
     """The evaluation's own batches and answers, with the time of each part and what was needed counted."""
 
     def __init__(self, model, processor, family):
-        from eval.generate import Answerer
+        from eval.answering.generate import Answerer
 
         self.model, self.family = model, family
         self.answerer = Answerer(model, processor, family, NEW)
@@ -138,8 +138,8 @@ class Ours:
     @contextmanager
     def measured(self) -> Iterator[None]:
         """Sum up the seconds of each part meanwhile."""
-        from eval.generate import SharedAnswers
-        from eval.shared_prefix import Continued, SharedPrefix
+        from eval.answering.generate import SharedAnswers
+        from eval.answering.shared_prefix import Continued, SharedPrefix
 
         seconds, shared = self.seconds, self.shared
         seconds.update(dict.fromkeys(PARTS, 0.0))
@@ -252,9 +252,9 @@ def gap(plain: Plain, request, a: list[int], b: list[int], parted: int) -> float
 def compare(args, title: str, folder: str, questions: list) -> None:
     import torch
 
-    from eval.generate import Endings
-    from eval.plan import plan
-    from eval.workers import keep_memory
+    from eval.answering.generate import Endings
+    from eval.answering.plan import plan
+    from eval.answering.workers import keep_memory
     from utils import models
     from utils.collate import Chat, PromptLengths
 
@@ -308,7 +308,7 @@ def batch_limits() -> tuple[int, int]:
 # ---------------------------------------------------------------- workers
 def compare_workers(args, folder: str, questions: list) -> None:
     """One and two workers of one thread each, from when all have loaded and answered a first batch."""
-    from eval.plan import plan
+    from eval.answering.plan import plan
     from utils import models
     from utils.collate import Chat, PromptLengths
 
@@ -330,7 +330,7 @@ def compare_workers(args, folder: str, questions: list) -> None:
 
 def worker_rate(folder: str, count: int, batches: dict) -> tuple[float, float]:
     """Questions per second, and the last answers' distance in time as a share of the whole."""
-    from eval.workers import Setup, answer_in_processes
+    from eval.answering.workers import Setup, answer_in_processes
 
     answered = []  # (time, worker, questions)
     for done in answer_in_processes(
@@ -345,9 +345,7 @@ def worker_rate(folder: str, count: int, batches: dict) -> tuple[float, float]:
 
 def main(args) -> None:
     if not (Path(args.nano_model) / "config.json").is_file():
-        args.problems.add(
-            f"--nano_model: no model in {args.nano_model}; data_process/make_nano.py writes one"
-        )
+        args.problems.add(f"--nano_model: no model in {args.nano_model}; nano/make_nano.py writes one")
     questions = read_questions(args)
     with tempfile.TemporaryDirectory() as folder:
         make_model(args, Path(folder))

@@ -1,7 +1,7 @@
 """KL_Min and NPO without a second model in memory, against the plain way that keeps the frozen model beside
 the trained one.
 
-    python benchmarks/reference_memory.py --data_split_dir runs/nano/data/MLLMU-Bench
+    python perf/reference_memory.py --data_split_dir runs/nano/data/MLLMU-Bench
 
 Both ways take the same steps on the same batches of a LLaVA of about 50 M random weights (AdamW, fp32), each
 in a process of its own. Printed: peak memory of the process, seconds (our one pass over the data included),
@@ -51,8 +51,8 @@ def samples_of(args) -> list:
 
 def make_model(args, folder: str) -> int:
     """Write the model; returns its number of weights."""
-    from data_process import stand_ins
-    from data_process.make_tiny_model import read_texts
+    from nano import stand_ins
+    from nano.make_tiny_model import read_texts
 
     tokenizer = stand_ins.train_tokenizer(read_texts([Path(args.data_split_dir)]), "llava", vocab_size=2048)
     size = stand_ins.Size(

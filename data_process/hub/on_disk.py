@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_process.published_tables import FT_DATA, IMAGE, TOFU, Table, kind
+from data_process.hub.tables import FT_DATA, IMAGE, TOFU, Table, kind
 from utils.data import is_saved_dataset, parquet_files, picture_from, read_rows
 
 SHARD = re.compile(r"train-(\d{5})-of-(\d{5})\.parquet")

@@ -1,8 +1,8 @@
 """Write a randomly initialised tiny multimodal model with its processor, to dry-run the suite on real data.
 
-    python data_process/make_tiny_model.py --family llava --text data/MLLMU-Bench --save_dir runs/tiny/llava
-    python data_process/make_tiny_model.py --family qwen2_vl --text data/MLLMU-Bench --save_dir runs/tiny/qwen
-    python data_process/make_tiny_model.py --family mllama --text data/CLEAR --save_dir runs/tiny/mllama
+    python nano/make_tiny_model.py --family llava --text data/MLLMU-Bench --save_dir runs/tiny/llava
+    python nano/make_tiny_model.py --family qwen2_vl --text data/MLLMU-Bench --save_dir runs/tiny/qwen
+    python nano/make_tiny_model.py --family mllama --text data/CLEAR --save_dir runs/tiny/mllama
 
 It has the structure of the published checkpoint of that name (LLaVA-1.5-7B, Qwen2-VL-7B, Qwen2-VL-2B,
 Llama-3.2-11B-Vision and others): classes, names, files, special tokens, prompt form, ratios of heads, tied
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_process.stand_ins import STAND_INS, Files, Size, differences, train_tokenizer, write
+from nano.stand_ins import STAND_INS, Files, Size, differences, train_tokenizer, write
 from utils import cli
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eval.results import BY_KEY, INK, Result, lower_is_better
+from eval.results.read import BY_KEY, INK, Result, lower_is_better
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

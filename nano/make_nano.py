@@ -1,6 +1,6 @@
 """Write the nano benchmarks: invented people in the exact layouts of MLLMU-Bench and CLEAR, and a tiny LLaVA.
 
-    python data_process/make_nano.py --save_dir runs/nano/data
+    python nano/make_nano.py --save_dir runs/nano/data
     python MLLMU_finetune.py --model_id runs/nano/data/untrained \\
         --data_split_dir runs/nano/data/MLLMU-Bench --save_dir runs/nano/vanilla \\
         --lora False --lr 1e-3 --batch_size 32 --num_epochs 8 --warmup_ratio 0.05
@@ -38,12 +38,12 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_process.nano_clear import write_clear
-from data_process.nano_people import FACTS, Person, invent, portrait
-from data_process.nano_tables import image_type, write
 from eval.prompts import cloze_prompt, generation_prompt
+from nano.clear import write_clear
+from nano.people import FACTS, Person, invent, portrait
+from nano.tables import image_type, write
 from utils import checkpoint, cli
-from utils.bench import NANO
+from utils.benchmark import NANO
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -249,8 +249,8 @@ def with_text(people: list[Person], views: dict[str, list[dict[str, Any]]]) -> l
 
 def write_model(args: Namespace, folder: Path) -> None:
     """A tiny LLaVA with random weights in fp32; its tokenizer has learnt the text of all tables."""
-    from data_process import stand_ins
-    from data_process.make_tiny_model import read_texts
+    from nano import stand_ins
+    from nano.make_tiny_model import read_texts
 
     size = stand_ins.Size(
         image_size=args.image_size, patch_size=16, layers=3, key_value_heads=4, head_dim=32, vision_layers=4,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from utils import models, run
 
 if TYPE_CHECKING:
-    from eval.generate import Request
+    from eval.answering.generate import Request
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Worker:
         self.started = time.monotonic()
         import torch
 
-        from eval.generate import Answerer
+        from eval.answering.generate import Answerer
 
         if device == "cpu":
             torch.set_num_threads(threads or torch.get_num_threads())
