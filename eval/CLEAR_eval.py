@@ -26,22 +26,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from eval import tasks
 from eval.prompts import clear_prompt
 from utils import cli
-from utils.clear import SPLITS, CLEARBench
-
-TASKS = ("classification", "generation", "probability", "truth_ratio")
+from utils.clear import CLEARBench
 
 
 def parse_args():
     p = cli.parser(__doc__)
     cli.add_data_args(p, folder="data/CLEAR")
-    cli.add_eval_args(p, SPLITS)
+    cli.add_eval_args(p, CLEARBench.split_names())
     p.add_argument(
         "--tasks",
-        type=cli.choices(*TASKS),
-        default=list(TASKS),
-        help=f"default {','.join(TASKS)} (comma-separated)",
+        type=cli.choices(*CLEARBench.TASKS),
+        default=list(CLEARBench.TASKS),
+        help=f"default {','.join(CLEARBench.TASKS)} (comma-separated)",
     )
     p.set_defaults(shot="zero_shot", shots=0)
     return cli.parse(p)
@@ -57,17 +56,7 @@ def main(args):
     check(args, questions, bench)
 
     def request(question, chat):
-        from eval.answering.generate import Request
-
-        pictures = [question.picture] if question.picture else []
-        prompt = chat.prompt(clear_prompt(question, args.mcq), len(pictures))
-        if question.task == "probability":
-            return Request(prompt, pictures, options=[question.truth], per="token")
-        if question.task == "truth_ratio":
-            return Request(prompt, pictures, options=list(question.options.values()), per="token")
-        choice = question.task == "classification"
-        options = list(question.options.values()) if choice and args.mcq == "likelihood" else None
-        return Request(prompt, pictures, letter=choice and args.mcq == "letter", options=options)
+        return tasks.request(question, chat, args.mcq, clear_prompt)
 
     evaluate(args, questions, request, bench)
 
