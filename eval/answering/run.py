@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.results.predictions import Prediction, read_predictions
-from eval.results.summary import differences, summarise
+from eval.results.summary import paired_differences, summarise
 from eval.tasks import TASKS
 from utils import checkpoint, jsonl, models
 from utils.data import Question, fingerprint
@@ -238,7 +238,7 @@ def _differences(args, predictions: list[Prediction]) -> dict[str, Any]:
     vanilla = _evaluation(args.vanilla_dir, args)
     files = [vanilla / f"predictions_{split}.jsonl" for split in args.splits]
     theirs = [p for file in files if file.is_file() for p in read_predictions(file)]
-    return {"differences": {"vanilla": str(vanilla), "splits": differences(predictions, theirs)}}
+    return {"differences": {"vanilla": str(vanilla), "splits": paired_differences(predictions, theirs)}}
 
 
 def _cost(kept: list[Batch]) -> list[dict[str, Any]]:

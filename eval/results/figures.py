@@ -1,4 +1,5 @@
-"""The figures of eval/report.py: bars per split, lines over forget ratios, where a mask's weights lie.
+"""The figures of eval/report.py: bars per split, lines over forget ratios, where a mask's weights lie, and
+the trade-off, which eval/table.py draws too.
 
 Figures are drawn in fixed colours without pyplot, so there is no global state and no display. `svg` makes
 inline SVG of one and puts CSS variables of the page in the place of the colours: the same drawing serves
@@ -9,18 +10,21 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eval.results.read import BY_KEY, INK, Result, lower_is_better
+from eval.results.compare import title, vanilla_row
+from eval.results.read import Result
+from eval.tasks import METRICS, arrow
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # light and dark values of the variables are in the template; these are drawn, and never shown
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#b0568f", "#8a6d00", "#56b4e9", "#7b5fd0")
-HEAT, CARD = "#4a86d0", "#fefefe"
+INK, HEAT, CARD = "#20242a", "#4a86d0", "#fefefe"
 COLOURS = {INK: "currentColor", HEAT: "var(--heat)", CARD: "var(--card)"} | {
     colour: f"var(--s{i})" for i, colour in enumerate(SERIES)
 }
@@ -57,12 +61,12 @@ def _page_tag(tag: str, name: str) -> str:
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", NAMESPACE.sub("", tag))
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(width: float, height: float, dpi: float = 100) -> Figure:
     """An empty figure, in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -100,18 +104,18 @@ def bars(results: Sequence[Result], split: str) -> dict[str, list[Bar | None]]:
 
 
 def _bar(result: Result, split: str, key: str) -> Bar | None:
-    value, scale = result.value(split, key), 1 if BY_KEY[key].counted else 100
+    value, scale = result.value(split, key), 1 if METRICS[key].counted else 100
     if value is None:
         return None
-    interval = result.interval(split, BY_KEY[key])
+    interval = result.interval(split, METRICS[key])
     return Bar(scale * value, interval and (scale * interval[0], scale * interval[1]))
 
 
 def bar_name(split: str, key: str) -> str:
     """How the bars of a metric are called: `VQA %`, with the wanted direction."""
-    metric = BY_KEY[key]
-    title = metric.title if metric.counted else "QA (ROUGE-L × 100)"
-    return f"{title} {'↓' if lower_is_better(split, metric) else '↑'}"
+    metric = METRICS[key]
+    name = metric.title if metric.counted else "QA (ROUGE-L × 100)"
+    return f"{name} {arrow(split, metric)}"
 
 
 def bar_plot(results: Sequence[Result], split: str) -> Figure | None:
@@ -206,8 +210,8 @@ def ratio_plot(results: Sequence[Result]) -> Figure | None:
         for place, name in enumerate(names):
             shift = (place - (len(names) - 1) / 2) * 0.012 * (ratios[-1] - ratios[0])
             _draw_line(axes, lines[name], split, key, place, shift)
-        arrow = "↓" if lower_is_better(split, BY_KEY[key]) else "↑"
-        axes.set_title(f"{split} {BY_KEY[key].title} {arrow}", color=INK, fontsize=9.5, loc="left")
+        metric = METRICS[key]
+        axes.set_title(f"{split} {metric.title} {arrow(split, metric)}", color=INK, fontsize=9.5, loc="left")
         axes.set_xticks(ratios, [f"{ratio} %" for ratio in ratios])
         axes.xaxis.set_tick_params(labelbottom=True)
         axes.set_ylim(0, 104)
@@ -303,3 +307,106 @@ def coverage_plot(coverage: dict[str, dict[str, dict[str, Any]]]) -> Figure | No
     axes.spines["left"].set_visible(False)
     axes.spines["bottom"].set_bounds(-0.5, width - 0.5)
     return figure
+
+
+# ---------------------------------------------------------------- trade-off
+def tradeoff(results: Sequence[Result]) -> pd.DataFrame:
+    """Rows: labels. Columns: `forgetting` (points below vanilla's forget VQA), `retention` (%), `vanilla`.
+
+    Retention is the mean of forget QA, retain VQA and retain QA. Where no row has multiple-choice text
+    questions (CLEAR), QA is the ROUGE-L of the text answers times 100. Rows without a vanilla or without
+    one of the numbers are left out.
+    """
+    import pandas as pd
+
+    rows = {}
+    for result in results:
+        base = result if result.is_vanilla else vanilla_row(result, results)
+        wanted = [
+            result.value("forget", "vqa"),
+            base and base.value("forget", "vqa"),
+            *_retention(result, results),
+        ]
+        if None not in wanted:
+            own, vanilla, *kept = wanted
+            rows[result.label] = (round(vanilla - own, 4), round(sum(kept) / len(kept), 4), result.is_vanilla)
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["forgetting", "retention", "vanilla"])
+
+
+def _qa_is_rouge(results: Iterable[Result]) -> bool:
+    return not any(result.value("forget", "qa") is not None for result in results)
+
+
+def _retention(result: Result, results: Sequence[Result]) -> list[float | None]:
+    if not _qa_is_rouge(results):
+        return [result.value("forget", "qa"), result.value("retain", "vqa"), result.value("retain", "qa")]
+    texts = [result.value(split, "generation_text") for split in ("forget", "retain")]
+    return [result.value("retain", "vqa"), *(None if text is None else 100 * text for text in texts)]
+
+
+def tradeoff_plot(results: Sequence[Result]) -> Figure | None:
+    """The trade-off, one labelled point per row of tradeoff(); None where that has none.
+
+    Shapes tell vanilla from methods, words name the points, and nothing depends on colour.
+    """
+    points = tradeoff(results)
+    if points.empty:
+        return None
+    figure = _figure(7, 4.6, dpi=160)
+    axes = figure.add_subplot()
+    reference = points[points.vanilla]
+    methods = points[~points.vanilla]
+    for value in reference.retention:
+        axes.axhline(value, color=INK, alpha=0.35, linewidth=0.8, linestyle=(0, (5, 4)), zorder=1)
+    axes.axvline(0, color=INK, alpha=0.35, linewidth=0.8, linestyle=(0, (5, 4)), zorder=1)
+    axes.scatter(
+        reference.forgetting,
+        reference.retention,
+        s=64,
+        facecolors="none",
+        edgecolors=INK,
+        linewidths=1.6,
+        zorder=3,
+    )
+    axes.scatter(methods.forgetting, methods.retention, s=58, color=INK, zorder=3)
+    for spine in axes.spines.values():
+        spine.set_color(INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK)
+    axes.margins(0.16, 0.2)
+    last = "QA = ROUGE-L × 100" if _qa_is_rouge(results) else "accuracy"
+    axes.set_xlabel("forgetting: vanilla forget VQA − method's forget VQA (points)", color=INK)
+    axes.set_ylabel(f"retention (%, {last}):\nmean of forget QA, retain VQA, retain QA", color=INK)
+    axes.set_title(title(results), color=INK, fontsize=10, loc="left", parse_math=False)
+    corner = axes.annotate(
+        "better", xy=(0.995, 0.985), xytext=(0.93, 0.9), xycoords="axes fraction", ha="right", va="top",
+        color=INK, fontsize=9, style="italic", arrowprops={"arrowstyle": "->", "color": INK},
+    )  # fmt: skip
+    _label_points(figure, axes, points, taken=[corner])
+    return figure
+
+
+def _label_points(figure: Figure, axes, points: pd.DataFrame, taken: list) -> None:
+    """Write each name at the first place around its point where it covers no name, point or edge."""
+    from matplotlib.transforms import Bbox
+
+    figure.draw_without_rendering()  # places the axes, so that positions in pixels are known
+    pixel = figure.dpi / 72
+    centres = axes.transData.transform(points[["forgetting", "retention"]].to_numpy())
+    busy = [Bbox.from_bounds(x - 5 * pixel, y - 5 * pixel, 10 * pixel, 10 * pixel) for x, y in centres]
+    busy += [artist.get_window_extent() for artist in taken]
+    around = [(9, 0, "left"), (-9, 0, "right"), (0, 12, "center"), (0, -12, "center")]
+    around += [(9, step, "left") for step in (12, -12, 24, -24, 36, -36, 48, -48)]
+    around += [(-9, step, "right") for step in (12, -12, 24, -24, 36, -36, 48, -48)]
+    for i, name in enumerate(points.index):
+        text = axes.annotate(
+            name, (points.forgetting.iloc[i], points.retention.iloc[i]), (0, 0), textcoords="offset points",
+            va="center", color=INK, fontsize=9.5, parse_math=False,
+        )  # fmt: skip
+        for dx, dy, align in around:
+            text.set(ha=align, position=(dx, dy))
+            box = text.get_window_extent()
+            clear = not any(box.overlaps(other) for other in busy)
+            if clear and axes.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1:
+                break
+        busy.append(box)

@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.results.read import BY_KEY, METRICS, Result, split_order
+from eval.results.compare import split_order
+from eval.results.read import Result
+from eval.tasks import METRICS
 
 FOLDER = Path(__file__).resolve().parent / "published_numbers"
 METHODS = {"manifold": "MMUnlearner", "finetune": "Vanilla"}  # names of our scripts that papers do not use
@@ -98,7 +100,7 @@ def method_of(result: Result) -> str:
 
 def beside(result: Result, numbers: Sequence[Published]) -> list[Pair]:
     """The published numbers that one evaluation may be compared with, by split and metric."""
-    order = {metric.key: place for place, metric in enumerate(METRICS)}
+    order = {metric.key: place for place, metric in enumerate(METRICS.values())}
     pairs = []
     for number in numbers:
         if (
@@ -108,16 +110,16 @@ def beside(result: Result, numbers: Sequence[Published]) -> list[Pair]:
             or number.forget_ratio not in (None, result.forget_ratio)
         ):
             continue
-        metric = BY_KEY[number.metric]
+        metric = METRICS[number.metric]
         entry = result.entry(number.split, metric)
         if entry is not None and not (metric.task == "classification" and result.mcq == "likelihood"):
-            pairs.append(Pair(entry[metric.field], entry.get("correct"), entry["total"], number))
+            pairs.append(Pair(entry[metric.number], entry.get("correct"), entry["total"], number))
     return sorted(pairs, key=lambda p: (split_order(p.published.split), order[p.published.metric]))
 
 
 def published_total(result: Result, split: str, metric: str) -> int | None:
     """How many questions the published benchmark has there; None where that is not known."""
-    task, ratio = BY_KEY[metric].task, result.forget_ratio
+    task, ratio = METRICS[metric].task, result.forget_ratio
     if result.benchmark == "MLLMU-Bench":
         people = {"forget": 5 * ratio, "test": 5 * ratio, "retain": 500 - 5 * ratio, "real": 153}.get(split)
         return None if people is None else people * PER_PERSON[task]
@@ -164,7 +166,7 @@ def _table(pairs: list[Pair], sources: dict[tuple, int]) -> str:
 
     rows = []
     for pair in pairs:
-        number, metric = pair.published, BY_KEY[pair.published.metric]
+        number, metric = pair.published, METRICS[pair.published.metric]
         place = sources.setdefault(_source(number), len(sources) + 1)
         count = f"{pair.correct}/{pair.total}" if pair.correct is not None else f"n={pair.total}"
         rows.append(
@@ -188,7 +190,7 @@ def _other_totals(result: Result, pairs: list[Pair]) -> list[str]:
     out one person's."""
     odd = {}
     for p in pairs:
-        metric = BY_KEY[p.published.metric]
+        metric = METRICS[p.published.metric]
         wanted = published_total(result, p.published.split, metric.key)
         shown = PER_PERSON.get(metric.task, 0) if result.shot == "few_shot" else 0
         if wanted is not None and p.total not in (wanted, wanted - shown):
@@ -207,7 +209,7 @@ def _warnings(pairs: list[Pair], sources: dict[tuple, int]) -> list[str]:
     small = []
     for p in pairs:
         if p.within_error:
-            title = BY_KEY[p.published.metric].title.removesuffix(" %")
+            title = METRICS[p.published.metric].title.removesuffix(" %")
             place = sources[_source(p.published)]
             small.append(
                 f"{p.published.split} {title} against {p.published.value:.1f} [{place}]:"

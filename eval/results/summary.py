@@ -55,7 +55,7 @@ def _mean(scores: list[float], number: str) -> float:
     return round(math.fsum(scores) / len(scores), decimals(number))
 
 
-def differences(own: Iterable[Prediction], vanilla: Iterable[Prediction]) -> dict[str, dict]:
+def paired_differences(own: Iterable[Prediction], vanilla: Iterable[Prediction]) -> dict[str, dict]:
     """{split: {task: {modality: a Difference of the headline numbers, as a dict}}}; combinations without a
     common question are absent."""
     ours, theirs = scores_by_place(own), scores_by_place(vanilla)
