@@ -1,7 +1,7 @@
-"""The figures of eval/report.py: bars per split, lines over forget ratios, where a mask's weights lie, and
-the trade-off, which eval/table.py draws too.
+"""The figures of eval/report.py: bars per split, lines over forget ratios, and the trade-off, which
+eval/table.py draws too. Where a mask's weights lie is drawn by data_process/coverage.py.
 
-Figures are drawn in fixed colours without pyplot, so there is no global state and no display. `svg` makes
+Figures are drawn in fixed colours. `svg` makes
 inline SVG of one and puts CSS variables of the page in the place of the colours: the same drawing serves
 light, dark and print. No text is read as TeX, so any folder name is safe.
 """
@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from data_process.coverage import HEAT, INK, new_figure, plain
 from eval.results.compare import title, vanilla_row
 from eval.results.read import Result
 from eval.tasks import METRICS, arrow
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 # light and dark values of the variables are in the template; these are drawn, and never shown
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#b0568f", "#8a6d00", "#56b4e9", "#7b5fd0")
-INK, HEAT, CARD = "#20242a", "#4a86d0", "#fefefe"
+CARD = "#fefefe"
 COLOURS = {INK: "currentColor", HEAT: "var(--heat)", CARD: "var(--card)"} | {
     colour: f"var(--s{i})" for i, colour in enumerate(SERIES)
 }
@@ -33,7 +34,6 @@ DASHES = ("-", "--", "-.", ":")
 TAG = re.compile(r"<[^>]+>")
 METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
 NAMESPACE = re.compile(r' xmlns(:\w+)?="[^"]*"')  # HTML needs none, and so no address is left in the page
-LAYERS = re.compile(r"(.*\.(?:layers|blocks))\.(\d+)")  # a group of coverage.json that is a layer of a stack
 # panels of the lines over forget ratios, where there are numbers for them
 PANELS = (("forget", "vqa"), ("forget", "qa"), ("retain", "vqa"), ("retain", "qa"), ("test", "vqa"))
 
@@ -61,25 +61,7 @@ def _page_tag(tag: str, name: str) -> str:
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", NAMESPACE.sub("", tag))
 
 
-def _figure(width: float, height: float, dpi: float = 100) -> Figure:
-    """An empty figure, in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _plain(axes: Axes) -> None:
-    """Two spines and ticks in the text colour."""
-    axes.spines[["top", "right"]].set_visible(False)
-    for spine in axes.spines.values():
-        spine.set_color(INK)
-    axes.tick_params(colors=INK, labelsize=8.5)
-
-
-def _short(label: str) -> str:
+def shortened(label: str) -> str:
     """A label that leaves room for the drawing; the table has it in full."""
     return label if len(label) <= 28 else f"{label[:11]}…{label[-16:]}"
 
@@ -127,7 +109,7 @@ def bar_plot(results: Sequence[Result], split: str) -> Figure | None:
     if not rows:
         return None
     thick = 0.78 / len(rows)
-    figure = _figure(4.6, 0.65 + len(results) * (0.11 + 0.16 * len(rows)))
+    figure = new_figure(4.6, 0.65 + len(results) * (0.11 + 0.16 * len(rows)))
     axes = figure.add_subplot()
     vanilla = next((i for i, result in enumerate(results) if result.is_vanilla), None)
     for place, row in enumerate(rows.values()):
@@ -140,11 +122,11 @@ def bar_plot(results: Sequence[Result], split: str) -> Figure | None:
     axes.set_xlim(0, 114)  # room for the numbers beside the longest bars
     axes.set_xticks(range(0, 101, 20))
     axes.set_ylim(len(results) - 0.5, -0.5)
-    axes.set_yticks(range(len(results)), [_short(result.label) for result in results], parse_math=False)
+    axes.set_yticks(range(len(results)), [shortened(result.label) for result in results], parse_math=False)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("percent", color=INK, fontsize=8.5)
     axes.spines["bottom"].set_bounds(0, 100)
-    _plain(axes)
+    plain(axes)
     return figure
 
 
@@ -203,7 +185,7 @@ def ratio_plot(results: Sequence[Result]) -> Figure | None:
         return None
     rows = (len(panels) + 1) // 2
     names = list(lines)
-    figure = _figure(7.4, 2.35 * rows + 0.25 * (1 + len(names) // 4))
+    figure = new_figure(7.4, 2.35 * rows + 0.25 * (1 + len(names) // 4))
     grid = figure.subplots(rows, 2, squeeze=False, sharex=True, sharey=True).flatten()
     ratios = sorted({result.forget_ratio for line in lines.values() for result in line})
     for axes, (split, key) in zip(grid, panels):
@@ -215,7 +197,7 @@ def ratio_plot(results: Sequence[Result]) -> Figure | None:
         axes.set_xticks(ratios, [f"{ratio} %" for ratio in ratios])
         axes.xaxis.set_tick_params(labelbottom=True)
         axes.set_ylim(0, 104)
-        _plain(axes)
+        plain(axes)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     _legend(figure, names, {name for name, line in lines.items() if line[0].is_vanilla})
@@ -254,59 +236,7 @@ def _legend(figure: Figure, names: Sequence[str], vanilla: set[str]) -> None:
         frameon=False, fontsize=9, labelcolor=INK,
     )  # fmt: skip
     for text, name in zip(legend.get_texts(), names):
-        text.set(text=_short(name), parse_math=False)
-
-
-# ---------------------------------------------------------------- a mask's coverage
-def stacks(groups: dict[str, dict[str, Any]]) -> dict[str, dict[int, float]]:
-    """{stack: {layer: percent salient}} from one part of coverage.json (see data_process/coverage.py)."""
-    found: dict[str, dict[int, float]] = {}
-    for name, entry in groups.items():
-        if layer := LAYERS.fullmatch(name):
-            found.setdefault(layer[1], {})[int(layer[2])] = 100 * entry["share"]
-    return found
-
-
-def outside_layers(groups: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The entries of one part of coverage.json that are no layer: embeddings, head, projector, norms."""
-    return {name: entry for name, entry in groups.items() if name != "all" and not LAYERS.fullmatch(name)}
-
-
-def coverage_plot(coverage: dict[str, dict[str, dict[str, Any]]]) -> Figure | None:
-    """A heat map with one row per stack of layers and one cell per layer; None where there is no layer.
-
-    coverage: {part: {group: {"share": 0..1}}} as in coverage.json. The colour is the share of weights that
-    are salient, from 0 to the largest of all cells, which also say it in percent.
-    """
-    found = {
-        f"{part}: {name}": row for part, groups in coverage.items() for name, row in stacks(groups).items()
-    }
-    if not found:
-        return None
-    from matplotlib.patches import Rectangle
-
-    width = 1 + max(layer for row in found.values() for layer in row)
-    top = max(share for row in found.values() for share in row.values())
-    figure = _figure(9, 0.45 + 0.62 * len(found))
-    axes = figure.add_subplot()
-    for place, (name, row) in enumerate(found.items()):
-        axes.annotate(name, (-0.5, place - 0.3), color=INK, fontsize=8.5, parse_math=False)
-        for layer, share in row.items():
-            alpha = 0.05 + 0.75 * share / top if top else 0.05
-            axes.add_patch(Rectangle((layer - 0.5, place - 0.2), 1, 0.55, facecolor=HEAT, alpha=alpha, lw=0))
-            if width <= 48:  # more cells have no room for two digits
-                axes.annotate(
-                    f"{share:.0f}", (layer, place + 0.08), color=INK, fontsize=7, ha="center", va="center"
-                )
-    axes.set_xlim(-0.5, max(width, 12) - 0.5)  # few layers need no cells as wide as the page
-    axes.set_xticks(range(0, width, max(1, width // 8)))
-    axes.set_ylim(len(found) - 0.5, -0.6)
-    axes.set_yticks([])
-    axes.set_xlabel("layer", color=INK, fontsize=9, loc="left")
-    _plain(axes)
-    axes.spines["left"].set_visible(False)
-    axes.spines["bottom"].set_bounds(-0.5, width - 0.5)
-    return figure
+        text.set(text=shortened(name), parse_math=False)
 
 
 # ---------------------------------------------------------------- trade-off
@@ -352,7 +282,7 @@ def tradeoff_plot(results: Sequence[Result]) -> Figure | None:
     points = tradeoff(results)
     if points.empty:
         return None
-    figure = _figure(7, 4.6, dpi=160)
+    figure = new_figure(7, 4.6, dpi=160)
     axes = figure.add_subplot()
     reference = points[points.vanilla]
     methods = points[~points.vanilla]
