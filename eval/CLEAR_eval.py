@@ -47,13 +47,13 @@ def parse_args():
 
 
 def main(args):
-    from eval.answering.run import check, evaluate
+    from eval.answering.run import check_evaluation, evaluate
 
     bench = CLEARBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
     questions = [
         q for split in args.splits for q in bench.questions(split, args.seed) if q.task in args.tasks
     ]
-    check(args, questions, bench)
+    check_evaluation(args, questions, bench)
 
     def request(question, chat):
         return tasks.request(question, chat, args.mcq, clear_prompt)

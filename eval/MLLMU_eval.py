@@ -62,11 +62,11 @@ def read_questions(args, bench: MLLMUBench):
 
 
 def main(args):
-    from eval.answering.run import check, evaluate
+    from eval.answering.run import check_evaluation, evaluate
 
     bench = MLLMUBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
     questions, shots = read_questions(args, bench)
-    check(args, questions, bench)
+    check_evaluation(args, questions, bench)
 
     def request(question, chat):
         solved = shots.get((question.task, question.modality), [])

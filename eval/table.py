@@ -206,7 +206,7 @@ def main(args: argparse.Namespace) -> None:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print(markdown(results, width))
     if args.published:
-        print(published.markdown(results))
+        print(published.comparison(results))
     if args.csv:
         csv_table(results).to_csv(_parent(args.csv))
     if args.latex:

@@ -45,7 +45,7 @@ def _evaluation(model: str, args) -> Path:
     return Path(model) / args.shot / f"forget{args.forget_ratio:02d}"
 
 
-def check(args, questions: list[Question], bench) -> None:
+def check_evaluation(args, questions: list[Question], bench) -> None:
     """All input mistakes at once, before torch is imported."""
     models.check_model(args.evaluated_model, "--evaluated_model", args.problems)
     models.check_model(args.original_model, "--original_model", args.problems)
