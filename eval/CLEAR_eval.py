@@ -22,11 +22,13 @@ people: eval/forget_quality.py. An evaluation that was stopped goes on where it 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from eval import tasks
+from eval.answering.run import check_evaluation, evaluate
 from eval.prompts import clear_prompt
 from utils import cli
 from utils.clear import CLEARBench
@@ -47,18 +49,13 @@ def parse_args():
 
 
 def main(args):
-    from eval.answering.run import check_evaluation, evaluate
-
     bench = CLEARBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
     questions = [
         q for split in args.splits for q in bench.questions(split, args.seed) if q.task in args.tasks
     ]
     check_evaluation(args, questions, bench)
 
-    def request(question, chat):
-        return tasks.request(question, chat, args.mcq, clear_prompt)
-
-    evaluate(args, questions, request, bench)
+    evaluate(args, questions, partial(tasks.request, mcq=args.mcq, prompt=clear_prompt), bench)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,13 @@ An evaluation that was stopped goes on where it was.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from eval import tasks
+from eval.answering.run import check_evaluation, evaluate
 from eval.prompts import choose_shots, mllmu_prompt
 from utils import cli
 from utils.mllmu import MLLMUBench
@@ -62,16 +64,11 @@ def read_questions(args, bench: MLLMUBench):
 
 
 def main(args):
-    from eval.answering.run import check_evaluation, evaluate
-
     bench = MLLMUBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
     questions, shots = read_questions(args, bench)
     check_evaluation(args, questions, bench)
 
-    def request(question, chat):
-        solved = shots.get((question.task, question.modality), [])
-        return tasks.request(question, chat, args.mcq, mllmu_prompt, solved)
-
+    request = partial(tasks.request, mcq=args.mcq, prompt=mllmu_prompt, shots=shots)
     evaluate(args, questions, request, bench, [s for solved in shots.values() for s in solved])
 
 

@@ -6,7 +6,7 @@ are in eval/metrics.py, the words of the prompts in eval/prompts.py. Nothing her
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -106,16 +106,18 @@ def request(
     chat: Chat,
     mcq: str,
     prompt: Callable[[Question, str], str],
-    solved: Sequence[Question] = (),
+    shots: Mapping[tuple[str, str], list[Question]] | None = None,
 ) -> Request:
-    """A question as a model is asked it, after `solved` ones with their answers.
+    """A question as a model is asked it.
 
-    prompt: (question, mcq) -> the user's turn, of eval/prompts.py. mcq: letter | likelihood.
+    mcq: letter | likelihood. prompt: (question, mcq) -> the user's turn, of eval/prompts.py. shots: the
+    questions that are shown solved before those of a (task, modality).
     """
     from eval.answering.generate import Request  # which imports torch
 
+    solved = (shots or {}).get((question.task, question.modality), [])
     turns = [(prompt(s, mcq), int(s.picture is not None), solved_answer(s, mcq)) for s in solved]
-    pictures = [q.picture for q in (*solved, question) if q.picture is not None]
+    pictures = [q.picture for q in [*solved, question] if q.picture is not None]
     text = chat.prompt(prompt(question, mcq), int(question.picture is not None), turns)
     return Request(text, pictures, **TASKS[question.task].asks(question, mcq))
 

@@ -103,8 +103,8 @@ def comparison(results: Sequence[Result], numbers: Sequence[Published] | None = 
     if sources:
         parts.append(
             "±: standard error of our own questions, in points; ≈: the difference is smaller. ROUGE-L has"
-            " none here; the table has its intervals. Models, seeds, few-shot examples and test pictures differ"
-            " between these sources; docs/reproducing.md says by how much re-runs of the same weights differ."
+            " none here; the table has its intervals. Models, seeds, few-shot examples and test pictures"
+            " differ between these sources; docs/reproducing.md says by how much re-runs of the same weights do."
         )
     return "\n\n".join(parts) + "\n"
 
