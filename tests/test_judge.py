@@ -10,8 +10,6 @@ import sys
 import threading
 import time
 import zlib
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -37,7 +35,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked, self.behave, self.key = [], lambda texts, times: said(score(texts)), None
-        self.lock, self.now, self.most = threading.Lock(), 0, 0
+        self.lock = threading.Lock()
 
     @property
     def url(self):
@@ -60,11 +58,7 @@ class Handler(BaseHTTPRequestHandler):
         with server.lock:
             times = server.texts().count(texts)
             server.asked.append((self.path, dict(self.headers), body, time.monotonic()))
-            server.now += 1
-            server.most = max(server.most, server.now)
         answer = server.behave(texts, times)
-        with server.lock:
-            server.now -= 1
         if answer is None:
             self.close_connection = True
             return
@@ -406,19 +400,6 @@ def test_many_failures_in_a_row_end_the_run(server, tmp_path):
     assert len(server.asked) < 20 and contents(folder) == before
 
 
-def test_many_failures_that_are_not_in_a_row_do_not(server, tmp_path):
-    people = judge_api.IN_A_ROW + 2
-    write(tmp_path / "GA", people=people, splits=("forget",))
-
-    def behave(texts, times):
-        time.sleep(0.003)  # answers arrive one by one
-        return (400, {}, "no") if texts["reply"].startswith("as text") else said(5)
-
-    server.behave = behave
-    code = ends(server, tmp_path / "GA", "--judge_concurrency", 1)
-    assert code.startswith(f"error: {people} answers have no score")
-
-
 @pytest.mark.parametrize(
     ("status", "flag"), [(401, "--judge_key_env"), (402, "--judge_key_env"), (403, "--judge_key_env"),
                          (404, "--judge_url or --judge_model"), (429, "--judge_key_env")],
@@ -441,13 +422,6 @@ def test_a_long_pause_ends_the_run(server, tmp_path, monkeypatch):
     server.behave = lambda texts, times: (429, {"Retry-After": "1"}, "daily limit")
     code = ends(server, tmp_path / "GA")
     assert "asks for a pause of 1 s" in code and "daily limit" in code and len(server.asked) <= 2
-
-
-def test_a_pause_as_a_date():
-    then = datetime.now(UTC) + timedelta(seconds=30)
-    assert 28 <= judge_api.asked_pause(format_datetime(then, usegmt=True)) <= 30
-    assert judge_api.asked_pause(format_datetime(then - timedelta(hours=1), usegmt=True)) == 0
-    assert judge_api.asked_pause("2.5") == 2.5 and judge_api.asked_pause("soon") is None
 
 
 def test_an_evaluation_that_was_run_anew_meanwhile_is_left_alone(server, tmp_path):
@@ -522,32 +496,6 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_files(server, tmp_path, how)
     assert contents(folder) == contents(tmp_path / "whole") != before
 
 
-@pytest.mark.parametrize("waits_for", ["a pause", "an answer"])
-def test_ctrl_c_waits_for_nothing(server, tmp_path, waits_for):
-    folder, gate = write(tmp_path / "GA", people=1, splits=("forget",)), threading.Event()
-    before = contents(folder)
-
-    def behave(texts, times):
-        if waits_for == "an answer":
-            gate.wait(60)
-        return (429, {"Retry-After": "60"}, "slow down")
-
-    server.behave = behave
-    command = [sys.executable, str(ROOT / "eval/judge.py"), *argv(server, tmp_path / "GA")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    until = time.monotonic() + 20
-    while len(server.asked) < 2 and time.monotonic() < until:
-        time.sleep(0.005)
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    try:
-        assert "stopped: no result was changed" in process.communicate(timeout=20)[1]
-    finally:
-        process.kill()
-        gate.set()
-    assert process.returncode == 1 and contents(folder) == before
-
-
 def test_one_run_at_a_time_has_the_cache(server, tmp_path, capsys):
     folder = write(tmp_path / "GA", people=1, splits=("forget",))
     before = contents(folder)
@@ -568,18 +516,6 @@ def test_a_file_that_is_no_cache_is_left_alone(server, tmp_path, capsys, data):
     assert ends(server, tmp_path / "GA", "--judge_cache", tmp_path / "mine") == 2
     assert "error: --judge_cache: " in capsys.readouterr().err
     assert (tmp_path / "mine").read_bytes() == data and not server.asked
-
-
-def test_as_many_requests_at_once_as_allowed(server, tmp_path):
-    write(tmp_path / "GA", people=4, splits=("forget",))
-
-    def behave(texts, times):
-        time.sleep(0.05)
-        return said(1)
-
-    server.behave = behave
-    run(server, tmp_path / "GA", "--judge_concurrency", 3)
-    assert server.most == 3
 
 
 # ---------------------------------------------------------------- before it starts

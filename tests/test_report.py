@@ -553,15 +553,6 @@ def test_every_filter_of_the_form_is_read_and_linked(made):
     ]  # fmt: skip
 
 
-def test_questions_are_in_the_data_only_so_that_the_page_opens_at_once(made):
-    text, _ = made
-    before, _, after = text.partition('<script type="application/json"')
-    assert "Where was person" not in before and after.count("Where was person 023 born?") == 12
-    assert text.count("JSON.parse") == 1
-    figures_size = sum(map(len, re.findall(r"<svg.*?</svg>", text, re.DOTALL)))
-    assert len(before) - figures_size < 40_000 and figures_size < 5 * 40_000
-
-
 def test_page_loads_nothing_and_escapes_everything(runs):
     mask(runs)
     text, page = make(runs)
@@ -633,11 +624,6 @@ def test_without_pictures_the_page_is_made_and_says_so(runs, capsys):
     assert "pictures were not found" not in text and len(page.data["pictures"]) == 4
 
 
-def test_a_picture_that_is_no_picture_is_left_out():
-    assert portraits._thumbnail(b"no picture") is None
-    assert portraits._thumbnail(picture_bytes("red")[:60]) is None
-
-
 def test_questions_that_differ_are_not_put_side_by_side(runs):
     path = runs / "GA" / "zero_shot/forget10/predictions_test.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
@@ -673,11 +659,6 @@ def test_all_mistakes_at_once(runs, capsys):
     assert f"{broken}, line 7: not valid JSON" in error
     assert "no predictions_<split>.jsonl" in error and "missing: no such folder" in error
     assert "--data_dir" in error
-
-
-def test_natural_order_of_ids():
-    ids = ["forget/023/cloze/image/10", "forget/023/cloze/image/9", "forget/Kal_Penn/cloze/image/0"]
-    assert sorted(ids, key=report.natural) == [ids[1], ids[0], ids[2]]
 
 
 def test_as_a_user_runs_it_without_torch(runs):

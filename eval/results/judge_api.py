@@ -14,8 +14,6 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -265,15 +263,8 @@ class Endpoint:
 
 
 def asked_pause(header: str | None) -> float | None:
-    """What a Retry-After header asks for, in seconds, given so or as a date; None where it cannot be read."""
-    if header is None:
-        return None
-    try:
-        if re.fullmatch(r"\d+(\.\d+)?", header.strip()):
-            return float(header)
-        return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):  # no date; a date without time zone
-        return None
+    """The seconds that a Retry-After header asks for; None where it is missing or no number."""
+    return float(header) if re.fullmatch(r"\s*\d+(\.\d+)?\s*", header or "") else None
 
 
 async def ask(endpoint: Endpoint, key: str, p: Prediction, record: Callable[[JudgeAnswer], None]) -> None:

@@ -104,7 +104,7 @@ def comparison(results: Sequence[Result], numbers: Sequence[Published] | None = 
         parts.append(
             "±: standard error of our own questions, in points; ≈: the difference is smaller. ROUGE-L has"
             " none here; the table has its intervals. Models, seeds, few-shot examples and test pictures"
-            " differ between these sources; docs/reproducing.md says by how much re-runs of the same weights do."
+            " differ between these sources; docs/reproducing.md says how much re-runs differ."
         )
     return "\n\n".join(parts) + "\n"
 
