@@ -3,12 +3,9 @@
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from conftest import ROOT
 
 from eval.metrics import cloze_hit, generation_scores, letter_choice
 from eval.results.predictions import Prediction

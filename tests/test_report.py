@@ -7,14 +7,11 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import ROOT, jsonl, write_table
 from test_metrics import prediction
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 from data_process.coverage import layer_map
 from eval import report
@@ -84,26 +81,13 @@ def answer(line, method):
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory):
     """Three evaluations and their benchmark, for tests that only read."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     folder = tmp_path_factory.mktemp("untouched")
     data = folder / "data" / "MLLMU-Bench"
-    tables = {
-        "forget_10": {"ID": ["101", "023"], "image": [picture_bytes("red"), picture_bytes("green")]},
-        "retain_90": {"ID": ["007"], "image": [picture_bytes("blue")]},
-        "Test_Set": {"ID": ["023"], "images": [[picture_bytes("white"), picture_bytes("black")]]},
-    }
-    for name, columns in tables.items():
-        for key in ("image", "images"):
-            if key in columns:
-                wrap = [
-                    [{"bytes": b, "path": None} for b in (c if isinstance(c, list) else [c])]
-                    for c in columns[key]
-                ]
-                columns[key] = wrap if key == "images" else [cell[0] for cell in wrap]
-        (data / name).mkdir(parents=True)
-        pq.write_table(pa.table(columns), data / name / "train-00000-of-00001.parquet")
+    cell = lambda colour: {"bytes": picture_bytes(colour), "path": None}
+    people = (("101", "red"), ("023", "green"))
+    write_table(data / "forget_10", [{"ID": person, "image": cell(colour)} for person, colour in people])
+    write_table(data / "retain_90", [{"ID": "007", "image": cell("blue")}])
+    write_table(data / "Test_Set", [{"ID": "023", "images": [cell("white"), cell("black")]}])
     for method in METHODS:
         evaluated(folder / method, [{**line, **answer(line, method)} for line in questions()], data)
     return folder
@@ -526,7 +510,7 @@ def test_run_json_is_found_where_the_results_name_the_model(runs, relative):
 # ---------------------------------------------------------------- what the page's script reads
 def test_factuality_is_with_the_answer(runs):
     file = runs / "GA/zero_shot/forget10/predictions_forget.jsonl"
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+    lines = jsonl(file)
     for line in lines:
         if line["task"] == "generation":
             line["scores"]["factuality"] = 3
@@ -626,7 +610,7 @@ def test_without_pictures_the_page_is_made_and_says_so(runs, capsys):
 
 def test_questions_that_differ_are_not_put_side_by_side(runs):
     path = runs / "GA" / "zero_shot/forget10/predictions_test.jsonl"
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    lines = jsonl(path)
     for line in lines:
         line["picture"] = line["picture"] and {**line["picture"], "view": 0}
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))

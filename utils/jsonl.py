@@ -24,6 +24,6 @@ def cut(path: Path, rest: bytes) -> None:
 
 
 def append(file: BinaryIO, content: dict[str, Any]) -> None:
-    """Write one line to a file opened with "ab"; whole, as far as this process is concerned."""
+    """Write one line to a file opened with "ab"; it is there even if the process is killed afterwards."""
     file.write(json.dumps(content, ensure_ascii=False).encode() + b"\n")
     file.flush()

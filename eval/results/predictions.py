@@ -17,8 +17,8 @@ from utils.data import Question
 class Prediction:
     """A question, what the model was shown and said, and what became of it; fields in the order of the file.
 
-    What a task has no use for is None: the first four of the last six are not even written then. Raises
-    ValueError for an unknown task.
+    What a task has no use for is None, and of the last four then not even written. Raises ValueError for an
+    unknown task.
     """
 
     id: str
