@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_process.coverage import HEAT, INK, new_figure, plain
@@ -74,23 +74,30 @@ class Bar(NamedTuple):
     interval: tuple[float, float] | None
 
 
-def bars(results: Sequence[Result], split: str) -> dict[str, list[Bar | None]]:
-    """{metric key: one bar per result}, of VQA and QA on this split; metrics that no result has are left out.
+def qa_key(results: Sequence[Result], split: str) -> str:
+    """The metric that stands for QA. Where no result has multiple-choice text questions (CLEAR) it is the
+    ROUGE-L of the text answers, times 100."""
+    return "qa" if any(r.value(split, "qa") is not None for r in results) else "generation_text"
 
-    Where a split has no multiple-choice text questions (CLEAR), QA is the ROUGE-L of the text answers times
-    100, as in the trade-off.
-    """
-    qa = "qa" if any(result.value(split, "qa") is not None for result in results) else "generation_text"
-    found = {key: [_bar(result, split, key) for result in results] for key in ("vqa", qa)}
+
+def bars(results: Sequence[Result], split: str) -> dict[str, list[Bar | None]]:
+    """{metric key: one bar per result}, of VQA and QA on this split; metrics that no result has are left
+    out."""
+    found = {key: [_bar(result, split, key) for result in results] for key in ("vqa", qa_key(results, split))}
     return {key: row for key, row in found.items() if any(row)}
 
 
+def _percent(result: Result, split: str, key: str) -> float | None:
+    value = result.value(split, key)
+    return value if value is None or METRICS[key].counted else 100 * value
+
+
 def _bar(result: Result, split: str, key: str) -> Bar | None:
-    value, scale = result.value(split, key), 1 if METRICS[key].counted else 100
+    value, scale = _percent(result, split, key), 1 if METRICS[key].counted else 100
     if value is None:
         return None
     interval = result.interval(split, METRICS[key])
-    return Bar(scale * value, interval and (scale * interval[0], scale * interval[1]))
+    return Bar(value, interval and (scale * interval[0], scale * interval[1]))
 
 
 def bar_name(split: str, key: str) -> str:
@@ -243,35 +250,19 @@ def _legend(figure: Figure, names: Sequence[str], vanilla: set[str]) -> None:
 def tradeoff(results: Sequence[Result]) -> pd.DataFrame:
     """Rows: labels. Columns: `forgetting` (points below vanilla's forget VQA), `retention` (%), `vanilla`.
 
-    Retention is the mean of forget QA, retain VQA and retain QA. Where no row has multiple-choice text
-    questions (CLEAR), QA is the ROUGE-L of the text answers times 100. Rows without a vanilla or without
-    one of the numbers are left out.
+    Retention is the mean of forget QA, retain VQA and retain QA (see qa_key). Rows without a vanilla or
+    without one of the numbers are left out.
     """
     import pandas as pd
 
-    rows = {}
+    qa, rows = qa_key(results, "forget"), {}
     for result in results:
         base = result if result.is_vanilla else vanilla_row(result, results)
-        wanted = [
-            result.value("forget", "vqa"),
-            base and base.value("forget", "vqa"),
-            *_retention(result, results),
-        ]
-        if None not in wanted:
-            own, vanilla, *kept = wanted
+        kept = [_percent(result, *place) for place in (("forget", qa), ("retain", "vqa"), ("retain", qa))]
+        own, vanilla = result.value("forget", "vqa"), base and base.value("forget", "vqa")
+        if None not in (own, vanilla, *kept):
             rows[result.label] = (round(vanilla - own, 4), round(sum(kept) / len(kept), 4), result.is_vanilla)
     return pd.DataFrame.from_dict(rows, orient="index", columns=["forgetting", "retention", "vanilla"])
-
-
-def _qa_is_rouge(results: Iterable[Result]) -> bool:
-    return not any(result.value("forget", "qa") is not None for result in results)
-
-
-def _retention(result: Result, results: Sequence[Result]) -> list[float | None]:
-    if not _qa_is_rouge(results):
-        return [result.value("forget", "qa"), result.value("retain", "vqa"), result.value("retain", "qa")]
-    texts = [result.value(split, "generation_text") for split in ("forget", "retain")]
-    return [result.value("retain", "vqa"), *(None if text is None else 100 * text for text in texts)]
 
 
 def tradeoff_plot(results: Sequence[Result]) -> Figure | None:
@@ -289,22 +280,13 @@ def tradeoff_plot(results: Sequence[Result]) -> Figure | None:
     for value in reference.retention:
         axes.axhline(value, color=INK, alpha=0.35, linewidth=0.8, linestyle=(0, (5, 4)), zorder=1)
     axes.axvline(0, color=INK, alpha=0.35, linewidth=0.8, linestyle=(0, (5, 4)), zorder=1)
-    axes.scatter(
-        reference.forgetting,
-        reference.retention,
-        s=64,
-        facecolors="none",
-        edgecolors=INK,
-        linewidths=1.6,
-        zorder=3,
-    )
+    hollow = {"facecolors": "none", "edgecolors": INK, "linewidths": 1.6}
+    axes.scatter(reference.forgetting, reference.retention, s=64, **hollow, zorder=3)
     axes.scatter(methods.forgetting, methods.retention, s=58, color=INK, zorder=3)
-    for spine in axes.spines.values():
-        spine.set_color(INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=INK)
+    plain(axes)
+    axes.tick_params(labelsize=10)
     axes.margins(0.16, 0.2)
-    last = "QA = ROUGE-L × 100" if _qa_is_rouge(results) else "accuracy"
+    last = "accuracy" if qa_key(results, "forget") == "qa" else "QA = ROUGE-L × 100"
     axes.set_xlabel("forgetting: vanilla forget VQA − method's forget VQA (points)", color=INK)
     axes.set_ylabel(f"retention (%, {last}):\nmean of forget QA, retain VQA, retain QA", color=INK)
     axes.set_title(title(results), color=INK, fontsize=10, loc="left", parse_math=False)
