@@ -146,14 +146,12 @@ def page_data(
         answers = [answer and answer_row(answer) for answer in case.answers]
         rows.append([*about, asked.options, asked.truth, place.get(case.portrait), answers])
     chosen = people(cases, limit)
+    compared = [r if r.is_vanilla else vanilla_row(r, results) for r in results]
     return {
         "methods": [result.label for result in results],
         "scores": {name: task.short for name, task in TASKS.items() if task.means},
         # place of the row to compare with; a vanilla row points to itself
-        "vanilla": [
-            i if result.is_vanilla else _place(results, vanilla_row(result, results))
-            for i, result in enumerate(results)
-        ],
+        "vanilla": [row and results.index(row) for row in compared],
         "pictures": list(found.values()),
         "cases": rows,
         "people": [{**person, "picture": place.get(person["picture"])} for person in chosen],
@@ -165,10 +163,6 @@ def answer_row(answer: Prediction) -> list:
     scores = answer.scores or {}
     score = scores.get(TASKS[answer.task].headline)
     return [answer.reply, answer.choice, answer.correct, score, scores.get(FACTUALITY)]
-
-
-def _place(results: Sequence[Result], wanted: Result | None) -> int | None:
-    return next((i for i, result in enumerate(results) if result is wanted), None)
 
 
 def plots(results: Sequence[Result], masks: Sequence[MaskUse]) -> dict[str, Any]:

@@ -22,8 +22,12 @@ class MLLMUBench(Bench):
     """MLLMU-Bench, found from any of its folders (see `Bench`)."""
 
     TITLE, RATIOS, FOLDERS = "MLLMU-Bench", (5, 10, 15), ("MLLMU-Bench", "MLLMMU-Bench")
-    TEST = Split("test", forgets=True, about="test (forget people, other pictures)")
-    SPLITS = (FORGET, TEST, RETAIN, Split("real", about="real celebrities"))
+    SPLITS = (
+        FORGET,
+        Split("test", forgets=True, about="test (forget people, other pictures)"),
+        RETAIN,
+        Split("real", about="real celebrities"),
+    )
 
     def split_tables(self, forget_ratio: int) -> tuple[str, str]:
         return f"forget_{forget_ratio}", f"retain_{100 - forget_ratio}"
