@@ -1,12 +1,23 @@
 """Where the salient weights lie: per layer on the screen and in coverage.json, per layer and module as a heat
-map."""
+map, per layer in the report.
+
+Figures are drawn without pyplot, so there is no global state and no display.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-LAYER = re.compile(r"(.*?\.(?:layers|blocks))\.(\d+)\.(.*)\.(?:weight|bias)$")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STACK = r"(.*?\.(?:layers|blocks))\.(\d+)"
+LAYER = re.compile(STACK)  # a group of coverage.json that is a layer of a stack
+WEIGHT = re.compile(STACK + r"\.(.*)\.(?:weight|bias)$")  # a parameter in a layer
+INK, HEAT = "#20242a", "#4a86d0"  # which eval/results/figures.py swaps for the colours of its page
 
 
 def coverage(
@@ -16,7 +27,7 @@ def coverage(
     layers."""
     report: dict[str, dict[str, dict]] = {}
     for name, size in sizes.items():
-        layer = LAYER.match(name)
+        layer = WEIGHT.match(name)
         group = f"{layer[1]}.{layer[2]}" if layer else name.rpartition(".")[0]
         group = group.removeprefix("model.")
         for key in (group, "all"):
@@ -38,32 +49,45 @@ def print_coverage(report: dict[str, dict[str, dict]]) -> None:
     print()
 
 
+def new_figure(width: float, height: float, dpi: float = 100) -> Figure:
+    """An empty figure, in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def plain(axes: Axes) -> None:
+    """Two spines and ticks in the text colour."""
+    axes.spines[["top", "right"]].set_visible(False)
+    for spine in axes.spines.values():
+        spine.set_color(INK)
+    axes.tick_params(colors=INK, labelsize=8.5)
+
+
 def heat_map(salient: dict[str, int], sizes: dict[str, int], part_of: dict[str, str], path: Path) -> None:
     """A PNG with one panel per stack of layers: rows are layers, columns modules, colour the share that is
     salient.
 
     A module's weight and bias count together; what lies outside the stacks is in coverage.json only.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     import numpy as np
     from matplotlib.ticker import MaxNLocator
 
     stacks: dict[str, dict[tuple[int, str], list[int]]] = {}
     for name, size in sizes.items():
-        if layer := LAYER.match(name):
+        if layer := WEIGHT.match(name):
             stack = f"{part_of[name]}: {layer[1].removeprefix('model.')}"
             cell = stacks.setdefault(stack, {}).setdefault((int(layer[2]), layer[3]), [0, 0])
             cell[0] += salient[name]
             cell[1] += size
     width = max(len({module for _, module in cells}) for cells in stacks.values())
     heights = [2 + 0.28 * len({layer for layer, _ in cells}) for cells in stacks.values()]
-    figure, axes = plt.subplots(
-        len(stacks), 1, figsize=(3 + 0.55 * width, sum(heights)), height_ratios=heights, layout="constrained"
-    )
-    for axis, (title, cells) in zip(np.atleast_1d(axes), stacks.items()):
+    figure = new_figure(3 + 0.55 * width, sum(heights))
+    axes = figure.subplots(len(stacks), 1, height_ratios=heights, squeeze=False)
+    for axis, (title, cells) in zip(axes[:, 0], stacks.items()):
         modules = list(dict.fromkeys(module for _, module in cells))
         shares = np.full((1 + max(layer for layer, _ in cells), len(modules)), np.nan)
         for (layer, module), (count, size) in cells.items():
@@ -75,4 +99,54 @@ def heat_map(salient: dict[str, int], sizes: dict[str, int], part_of: dict[str, 
         axis.set_title(title, fontsize=9)
         figure.colorbar(image, ax=axis, label="salient, %")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
+
+
+def stacks(groups: dict[str, dict[str, Any]]) -> dict[str, dict[int, float]]:
+    """{stack: {layer: percent salient}} from one part of coverage.json."""
+    found: dict[str, dict[int, float]] = {}
+    for name, entry in groups.items():
+        if layer := LAYER.fullmatch(name):
+            found.setdefault(layer[1], {})[int(layer[2])] = 100 * entry["share"]
+    return found
+
+
+def outside_layers(groups: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The entries of one part of coverage.json that are no layer: embeddings, head, projector, norms."""
+    return {name: entry for name, entry in groups.items() if name != "all" and not LAYER.fullmatch(name)}
+
+
+def layer_map(coverage: dict[str, dict[str, dict[str, Any]]]) -> Figure | None:
+    """A heat map with one row per stack of layers and one cell per layer; None where there is no layer.
+
+    coverage: {part: {group: {"share": 0..1}}} as in coverage.json. The colour is the share of weights that
+    are salient, from 0 to the largest of all cells, which also say it in percent.
+    """
+    found = {
+        f"{part}: {name}": row for part, groups in coverage.items() for name, row in stacks(groups).items()
+    }
+    if not found:
+        return None
+    from matplotlib.patches import Rectangle
+
+    width = 1 + max(layer for row in found.values() for layer in row)
+    top = max(share for row in found.values() for share in row.values())
+    figure = new_figure(9, 0.45 + 0.62 * len(found))
+    axes = figure.add_subplot()
+    for place, (name, row) in enumerate(found.items()):
+        axes.annotate(name, (-0.5, place - 0.3), color=INK, fontsize=8.5, parse_math=False)
+        for layer, share in row.items():
+            alpha = 0.05 + 0.75 * share / top if top else 0.05
+            axes.add_patch(Rectangle((layer - 0.5, place - 0.2), 1, 0.55, facecolor=HEAT, alpha=alpha, lw=0))
+            if width <= 48:  # more cells have no room for two digits
+                axes.annotate(
+                    f"{share:.0f}", (layer, place + 0.08), color=INK, fontsize=7, ha="center", va="center"
+                )
+    axes.set_xlim(-0.5, max(width, 12) - 0.5)  # few layers need no cells as wide as the page
+    axes.set_xticks(range(0, width, max(1, width // 8)))
+    axes.set_ylim(len(found) - 0.5, -0.6)
+    axes.set_yticks([])
+    axes.set_xlabel("layer", color=INK, fontsize=9, loc="left")
+    plain(axes)
+    axes.spines["left"].set_visible(False)
+    axes.spines["bottom"].set_bounds(-0.5, width - 0.5)
+    return figure

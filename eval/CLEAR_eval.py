@@ -22,54 +22,40 @@ people: eval/forget_quality.py. An evaluation that was stopped goes on where it 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from eval import tasks
+from eval.answering.run import check_evaluation, evaluate
 from eval.prompts import clear_prompt
 from utils import cli
-from utils.clear import SPLITS, CLEARBench
-
-TASKS = ("classification", "generation", "probability", "truth_ratio")
+from utils.clear import CLEARBench
 
 
 def parse_args():
     p = cli.parser(__doc__)
     cli.add_data_args(p, folder="data/CLEAR")
-    cli.add_eval_args(p, SPLITS)
+    cli.add_eval_args(p, CLEARBench.split_names())
     p.add_argument(
         "--tasks",
-        type=cli.choices(*TASKS),
-        default=list(TASKS),
-        help=f"default {','.join(TASKS)} (comma-separated)",
+        type=cli.choices(*CLEARBench.TASKS),
+        default=list(CLEARBench.TASKS),
+        help=f"default {','.join(CLEARBench.TASKS)} (comma-separated)",
     )
     p.set_defaults(shot="zero_shot", shots=0)
     return cli.parse(p)
 
 
 def main(args):
-    from eval.answering.run import check, evaluate
-
     bench = CLEARBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
     questions = [
         q for split in args.splits for q in bench.questions(split, args.seed) if q.task in args.tasks
     ]
-    check(args, questions, bench)
+    check_evaluation(args, questions, bench)
 
-    def request(question, chat):
-        from eval.answering.generate import Request
-
-        pictures = [question.picture] if question.picture else []
-        prompt = chat.prompt(clear_prompt(question, args.mcq), len(pictures))
-        if question.task == "probability":
-            return Request(prompt, pictures, options=[question.truth], per="token")
-        if question.task == "truth_ratio":
-            return Request(prompt, pictures, options=list(question.options.values()), per="token")
-        choice = question.task == "classification"
-        options = list(question.options.values()) if choice and args.mcq == "likelihood" else None
-        return Request(prompt, pictures, letter=choice and args.mcq == "letter", options=options)
-
-    evaluate(args, questions, request, bench)
+    evaluate(args, questions, partial(tasks.request, mcq=args.mcq, prompt=clear_prompt), bench)
 
 
 if __name__ == "__main__":

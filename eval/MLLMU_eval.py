@@ -18,19 +18,22 @@ An evaluation that was stopped goes on where it was.
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from eval.prompts import choose_shots, mllmu_prompt, solved_answer
+from eval import tasks
+from eval.answering.run import check_evaluation, evaluate
+from eval.prompts import choose_shots, mllmu_prompt
 from utils import cli
-from utils.mllmu import SPLITS, MLLMUBench
+from utils.mllmu import MLLMUBench
 
 
 def parse_args():
     p = cli.parser(__doc__)
     cli.add_data_args(p, folder="data/MLLMU-Bench")
-    cli.add_eval_args(p, SPLITS)
+    cli.add_eval_args(p, MLLMUBench.split_names())
     p.add_argument(
         "--shot",
         type=cli.choice("zero_shot", "few_shot"),
@@ -49,7 +52,7 @@ def read_questions(args, bench: MLLMUBench):
     if args.shot == "zero_shot":
         return questions, {}
     pool = bench.full_set()
-    forget = {q.person for q in questions if q.split in ("forget", "test")} | bench.forget_people()
+    forget = {q.person for q in questions if tasks.split_of(q.split).forgets} | bench.forget_people()
     if not {q.person for q in pool} - forget:
         args.problems.add(
             "--shot few_shot: Full_Set holds nobody outside the forget set to take examples from"
@@ -61,30 +64,11 @@ def read_questions(args, bench: MLLMUBench):
 
 
 def main(args):
-    from eval.answering.run import check, evaluate
-
     bench = MLLMUBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
     questions, shots = read_questions(args, bench)
-    check(args, questions, bench)
+    check_evaluation(args, questions, bench)
 
-    def request(question, chat):
-        from eval.answering.generate import Request
-
-        solved = shots.get((question.task, question.modality), [])
-        turns = [
-            (mllmu_prompt(s, args.mcq), int(s.picture is not None), solved_answer(s, args.mcq))
-            for s in solved
-        ]
-        pictures = [q.picture for q in [*solved, question] if q.picture is not None]
-        choice = question.task == "classification"
-        return Request(
-            prompt=chat.prompt(mllmu_prompt(question, args.mcq), int(question.picture is not None), turns),
-            pictures=pictures,
-            letter=choice and args.mcq == "letter",
-            hit=question.truth if question.task == "cloze" else None,
-            options=list(question.options.values()) if choice and args.mcq == "likelihood" else None,
-        )
-
+    request = partial(tasks.request, mcq=args.mcq, prompt=mllmu_prompt, shots=shots)
     evaluate(args, questions, request, bench, [s for solved in shots.values() for s in solved])
 
 

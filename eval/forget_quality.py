@@ -16,7 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from eval.metrics import forget_quality
-from eval.results.read import Result, load_results, read_lines
+from eval.results.predictions import read_predictions
+from eval.results.read import Result, load_results
 from utils import cli
 
 
@@ -32,8 +33,8 @@ def parse_args(argv: list[str] | None = None):
 def truth_ratios(result: Result, problems: cli.Problems) -> dict[str, float]:
     """Truth ratios of the forget split by question; a problem, and none, where there are no such answers."""
     file = result.folder / "predictions_forget.jsonl"
-    answers = read_lines(file) if file.is_file() else []
-    found = {a["id"]: a["scores"]["truth_ratio"] for a in answers if a["task"] == "truth_ratio"}
+    answers = read_predictions(file) if file.is_file() else []
+    found = {a.id: a.scores["truth_ratio"] for a in answers if a.task == "truth_ratio"}
     if not found:
         problems.add(
             f"{result.folder}: no truth ratios of the forget split; evaluate with eval/CLEAR_eval.py"

@@ -6,31 +6,19 @@ Generation       ROUGE-1/2/L F with stemmer, and sentence BLEU          generati
 Probability      p(answer) ^ (1 / answer tokens)                        probability
 Truth ratio      the same of wrong answers over that of a right one     truth_ratio
 Forget quality   likeness of two models' truth ratios                   forget_quality
-summarise() turns the lines of predictions_<split>.jsonl into the `splits` part of results.json; how sure its
-numbers are is worked out in eval/results/intervals.py.
+eval/tasks.py says which task is scored by which of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
 
-SCORES = ("rouge1", "rouge2", "rougeL", "bleu")
-COUNTED = ("classification", "cloze")  # tasks whose questions are right or wrong
-MEANS = {"generation": SCORES, "probability": ("probability",), "truth_ratio": ("truth", "truth_ratio")}
-TASKS = (*COUNTED, *MEANS)
-# a question's and a table's number for each task without right and wrong, and how it is called in short
-HEADLINES = {
-    "generation": ("rougeL", "R-L"),
-    "probability": ("probability", "p"),
-    "truth_ratio": ("truth", "truth"),
-}
-FACTUALITY = "factuality"  # a judge's grade of a generated answer, 1..10; only where a judge was asked
 BINS = 20  # of the histograms that forget_quality compares
 
 
@@ -108,75 +96,6 @@ def forget_quality(model: Sequence[float], reference: Sequence[float]) -> tuple[
     shares = [np.asarray(ratios) / (1 + np.asarray(ratios)) for ratios in (model, reference)]
     counts = [np.histogram(share, bins=BINS, range=(0, 1))[0] for share in shares]
     return float(1 - jensenshannon(*counts, base=2)), float(ks_2samp(*shares).pvalue)
-
-
-def headline(task: str) -> str:
-    """The field of results.json that stands for a task in tables and differences."""
-    return "accuracy" if task in COUNTED else HEADLINES[task][0]
-
-
-def decimals(field: str) -> int:
-    """How many decimals results.json keeps of a field: percentages and grades 2, scores in 0..1 4."""
-    return 2 if field in ("accuracy", FACTUALITY) else 4
-
-
-def score_of(line: dict, field: str) -> float:
-    """What one prediction line adds to the mean `field` of its task; 0 or 100 for accuracy."""
-    return 100.0 * bool(line["correct"]) if field == "accuracy" else line["scores"][field]
-
-
-def summarise(predictions: Iterable[dict]) -> dict[str, dict]:
-    """Prediction lines of any number of splits -> {split: {task: {modality: counts or mean scores}}}.
-
-    Classification and cloze give {"correct", "total", "accuracy"}, accuracy in percent with 2 decimals.
-    The others give the means of their scores (MEANS) with 4 decimals, and "total". All have "people", how
-    many were asked about, and "interval": [low, high] of the task's headline() over people
-    (eval/results/intervals.py), None with one person. Generation has "factuality", the judge's mean grade
-    with 2 decimals, and "judged", the number of answers graded, if there are any. Splits, tasks and
-    modalities come in the order in which they first occur; a combination without predictions is absent. The
-    order of the lines inside one does not matter. Raises ValueError, naming the prediction, for an unknown
-    task.
-    """
-    groups: dict[str, dict[str, dict[str, list[dict]]]] = {}
-    for line in predictions:
-        if line["task"] not in TASKS:
-            raise ValueError(
-                f"prediction {line['id']}: unknown task {line['task']!r}, known are {', '.join(TASKS)}"
-            )
-        tasks = groups.setdefault(line["split"], {})
-        tasks.setdefault(line["task"], {}).setdefault(line["modality"], []).append(line)
-    return {
-        split: {
-            task: {modality: _summary(task, lines) for modality, lines in modalities.items()}
-            for task, modalities in tasks.items()
-        }
-        for split, tasks in groups.items()
-    }
-
-
-def _summary(task: str, lines: list[dict]) -> dict[str, Any]:
-    from eval.results.intervals import interval, rounded  # which needs this module
-
-    field, total = headline(task), len(lines)
-    people = {
-        "people": len({line["person"] for line in lines}),
-        "interval": rounded(interval((line["person"], score_of(line, field)) for line in lines), field),
-    }
-    if task in COUNTED:
-        correct = sum(bool(line["correct"]) for line in lines)
-        return {"correct": correct, "total": total, "accuracy": round(100 * correct / total, 2), **people}
-    # fsum: the same mean whatever the order in which several processes wrote the lines
-    mean = lambda name: round(math.fsum(line["scores"][name] for line in lines) / total, 4)
-    means = {name: mean(name) for name in MEANS[task]}
-    return {**means, "total": total, **people, **_factuality(lines)}
-
-
-def _factuality(lines: list[dict]) -> dict[str, float | int]:
-    grades = [line["scores"][FACTUALITY] for line in lines if FACTUALITY in line["scores"]]
-    if not grades:
-        return {}
-    mean = round(sum(grades) / len(grades), decimals(FACTUALITY))
-    return {FACTUALITY: mean, "judged": len(grades)}
 
 
 @lru_cache(maxsize=1)

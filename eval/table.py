@@ -26,21 +26,11 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from eval.results import published
-from eval.results.read import (
-    BY_KEY,
-    Block,
-    Result,
-    blocks,
-    frame,
-    load_results,
-    lower_is_better,
-    nano,
-    read_answers,
-    remarks,
-    title,
-    tradeoff,
-    tradeoff_plot,
-)
+from eval.results.compare import Block, blocks, frame, title
+from eval.results.figures import tradeoff, tradeoff_plot
+from eval.results.read import Result, add_result_args, given_results, read_answers
+from eval.results.remarks import NANO_REMARK, remarks
+from eval.tasks import METRICS, lower_is_better
 from utils import cli
 
 if TYPE_CHECKING:
@@ -48,25 +38,9 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-NANO = "Nano numbers come from a toy model and drawn people; they say nothing about the published benchmarks."
-
 INTERVALS = (
     "[low, high]: 95 % bootstrap over people, of the difference to vanilla or, without one, of the number."
 )
-
-
-def add_result_args(p: argparse.ArgumentParser) -> None:
-    """Which evaluations to compare: the same for the table and the report."""
-    p.add_argument(
-        "results",
-        nargs="*",
-        default=[],
-        help="model folders, folders with results.json, or such files; one row per evaluation, in this order",
-    )
-    p.add_argument(
-        "--vanilla", help='folder that differences are taken to; default: the rows whose method is "vanilla"'
-    )
-    cli.add_filter_args(p)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -89,18 +63,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return cli.parse(p, argv)
 
 
-def given_results(args: argparse.Namespace) -> list[Result]:
-    """The evaluations that the arguments name. Mistakes are added to args.problems; the caller stops."""
-    if not args.results:
-        args.problems.add("results: name at least one result folder, e.g. runs/nano/vanilla")
-    return load_results(args.results, args.problems, args.vanilla, args.shot, args.forget_ratio)
-
-
 # ---------------------------------------------------------------- the three shapes
 def markdown(results: Sequence[Result], width: int | None = None) -> str:
     """Title, remarks and one Markdown table per split; too wide ones are split by columns."""
     made = blocks(results)
-    parts = [f"**{title(results)}**", *remarks(results)] + [NANO] * nano(results)
+    parts = [f"**{title(results)}**", *remarks(results)] + [NANO_REMARK] * any(r.is_nano for r in results)
     if any(
         cell.interval or cell.difference_interval for block in made for row in block.cells for cell in row
     ):
@@ -161,19 +128,19 @@ def latex(results: Sequence[Result]) -> str:
     totals = table.xs("total", axis=1, level="quantity")
     keys = list(values.columns)
     values.columns = [
-        (split.replace("_", " "), BY_KEY[key].title.replace("%", r"\%"), _range(totals[split, key]))
+        (split.replace("_", " "), METRICS[key].title.replace("%", r"\%"), _range(totals[split, key]))
         for split, key in keys
     ]
     values.columns = type(totals.columns).from_tuples(values.columns)
     values.index.name = None
     digits = {
-        column: f"{{:.{BY_KEY[key].digits}f}}" for column, (_, key) in zip(values.columns, keys, strict=True)
+        column: f"{{:.{METRICS[key].digits}f}}" for column, (_, key) in zip(values.columns, keys, strict=True)
     }
     style = values.style.format(digits, na_rep="--").format_index(escape="latex", axis=0)
     if len({result.setting for result in results}) == 1:
         methods = [result.label for result in results if not result.is_vanilla]
         for column, (split, key) in zip(values.columns, keys, strict=True):
-            best = "min" if lower_is_better(split, BY_KEY[key]) else "max"
+            best = "min" if lower_is_better(split, METRICS[key]) else "max"
             chosen = values.loc[methods, column].dropna()
             winners = chosen.index[chosen == chosen.agg(best)] if len(chosen) > 1 else []
             style = style.map(lambda _: "textbf:--rwrap;", subset=(list(winners), [column]))
@@ -219,7 +186,7 @@ def _caption(results: Sequence[Result], italics: bool) -> str:
         text += (
             r" Italics: no clear difference to vanilla (its 95 \% bootstrap interval over people holds 0)."
         )
-    return text + (f" {NANO}" if nano(results) else "")
+    return text + (f" {NANO_REMARK}" if any(r.is_nano for r in results) else "")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -239,7 +206,7 @@ def main(args: argparse.Namespace) -> None:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     print(markdown(results, width))
     if args.published:
-        print(published.markdown(results))
+        print(published.comparison(results))
     if args.csv:
         csv_table(results).to_csv(_parent(args.csv))
     if args.latex:

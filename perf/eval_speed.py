@@ -18,11 +18,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from eval import tasks
+from eval.prompts import mllmu_prompt
 from utils import cli
 
 NEW = 50  # tokens of a plain reply
@@ -75,18 +78,7 @@ def make_model(args, folder: Path) -> None:
 
 
 def requests_of(questions: list, chat) -> list:
-    from eval.answering.generate import Request
-    from eval.prompts import mllmu_prompt
-
-    return [
-        Request(
-            chat.prompt(mllmu_prompt(q, "letter"), int(q.picture is not None)),
-            [q.picture] if q.picture else [],
-            letter=q.task == "classification",
-            hit=q.truth if q.task == "cloze" else None,
-        )
-        for q in questions
-    ]
+    return [tasks.request(question, chat, "letter", mllmu_prompt) for question in questions]
 
 
 # ---------------------------------------------------------------- the two ways
@@ -218,17 +210,10 @@ def operations(ours: Ours, picture) -> float:
 def agreement(plain: Plain, questions: list, requests: list, theirs: list, ours: list) -> str:
     """Scores and replies that are the same; ours may end earlier. Where two replies part, how far apart the
     two tokens' logits are, in standard deviations of all logits: a tie in fp32 is about 1e-5."""
-    from eval.metrics import cloze_hit, generation_scores, letter_choice
-
-    score = {
-        "classification": lambda q, text: letter_choice(text, q.options),
-        "cloze": lambda q, text: cloze_hit(text, q.truth),
-        "generation": lambda q, text: generation_scores(text, q.truth),
-    }
     same, gaps = 0, []
     for question, request, a, b in zip(questions, requests, theirs, ours, strict=True):
-        of = score[question.task]
-        same += of(question, plain.endings.text(a)) == of(question, plain.endings.text(b))
+        score = partial(tasks.TASKS[question.task].score, question)
+        same += score(plain.endings.text(a)) == score(plain.endings.text(b))
         parted = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), None)
         if parted is not None:
             gaps.append(gap(plain, request, a, b, parted))

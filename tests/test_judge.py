@@ -10,15 +10,16 @@ import sys
 import threading
 import time
 import zlib
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from conftest import ROOT, jsonl
 
 from eval import judge
-from eval.metrics import generation_scores, summarise
+from eval.metrics import generation_scores
+from eval.results import judge_api
+from eval.results.predictions import Prediction
+from eval.results.summary import summarise
 
 KEY = "sk-secret-0123456789"
 
@@ -34,7 +35,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked, self.behave, self.key = [], lambda texts, times: said(score(texts)), None
-        self.lock, self.now, self.most = threading.Lock(), 0, 0
+        self.lock = threading.Lock()
 
     @property
     def url(self):
@@ -57,11 +58,7 @@ class Handler(BaseHTTPRequestHandler):
         with server.lock:
             times = server.texts().count(texts)
             server.asked.append((self.path, dict(self.headers), body, time.monotonic()))
-            server.now += 1
-            server.most = max(server.most, server.now)
         answer = server.behave(texts, times)
-        with server.lock:
-            server.now -= 1
         if answer is None:
             self.close_connection = True
             return
@@ -100,7 +97,7 @@ def said(number):
 def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(judge, "BACKOFF", 0.01)
+    monkeypatch.setattr(judge_api, "BACKOFF", 0.01)
     with Server() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -138,7 +135,8 @@ def write(model, replies=None, people=3, splits=("forget", "test"), shot="zero_s
         (folder / f"predictions_{split}.jsonl").write_text("".join(rows), encoding="utf-8")
     results = {
         "benchmark": "MLLMU-Bench", "model": str(model), "method": model.name, "forget_ratio": 5,
-        "shot": shot, "seed": 42, "mcq": "letter", "splits": summarise(lines), "cost": [{"seconds": 1.0}],
+        "shot": shot, "seed": 42, "mcq": "letter", "cost": [{"seconds": 1.0}],
+        "splits": summarise(Prediction(**each) for each in lines),
     }  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     return folder
@@ -249,13 +247,14 @@ def test_the_same_answer_in_two_results_is_asked_about_once(server, tmp_path):
 
 
 def test_what_makes_an_answer_the_same():
-    def key(url="http://a/v1", model="m", body="{}", **line):
+    def key(url="http://a/v1", model="m", body="{}", **fields):
         words = ["GA", "--judge_url", url, "--judge_model", model, "--judge_body", body]
-        return judge.Judge.of(judge.parse_args(words)).key(
-            {"question": "q", "truth": "t", "reply": "r"} | line
-        )
+        asked = Prediction(**line("forget", "1", "generation", "text", "r", "t") | {"question": "q"} | fields)
+        return judge_api.Judge.of(judge.parse_args(words)).key(asked)
 
-    assert key() == key(url="https://b:1/v1") == key(split="forget")
+    assert key() == key(url="https://b:1/v1") == key(split="test")
+    words = ["GA", "--judge_url", "http://a/v1", "--judge_model", "m"]
+    assert judge_api.Judge.of(judge.parse_args(words)).prompt == "1732ccfbb259", "scores of other words"
     other = [key(model="n"), key(body='{"seed": 1}'), key(question="x"), key(truth="x"), key(reply="x")]
     assert len({key(), *other}) == 6
 
@@ -284,7 +283,7 @@ def test_another_judge_replaces_all_scores(server, tmp_path, capsys):
     run(server, tmp_path / "GA", "--judge_body", '{"seed": 1}')
     assert [texts["reply"] for texts in server.texts()] == [lost]
     assert lines_of(folder)[1]["scores"]["factuality"] == 2
-    assert results_of(folder)["judge"]["requests"] == 4 + judge.ASKS  # what the failure took counts
+    assert results_of(folder)["judge"]["requests"] == 4 + judge_api.ASKS  # what the failure took counts
 
 
 def test_an_empty_reply_is_asked_about(server, tmp_path):
@@ -315,7 +314,7 @@ def test_request_fields(server, tmp_path):
     ],
 )  # fmt: skip
 def test_what_is_a_score(text, number):
-    assert judge.read_score(text) == number
+    assert judge_api.read_score(text) == number
 
 
 # ---------------------------------------------------------------- what may go wrong
@@ -327,7 +326,7 @@ def test_an_answer_without_a_score_is_asked_again(server, tmp_path):
     assert len(server.asked) == 6
     again = server.asked[2][2]["messages"]
     assert [message["role"] for message in again] == ["system", "user", "assistant", "user"]
-    assert (again[2]["content"], again[3]["content"]) == ("11", judge.REMINDER)
+    assert (again[2]["content"], again[3]["content"]) == ("11", judge_api.REMINDER)
     assert {line["scores"]["factuality"] for line in lines_of(folder) if "scores" in line} == {9}
 
 
@@ -401,19 +400,6 @@ def test_many_failures_in_a_row_end_the_run(server, tmp_path):
     assert len(server.asked) < 20 and contents(folder) == before
 
 
-def test_many_failures_that_are_not_in_a_row_do_not(server, tmp_path):
-    people = judge.IN_A_ROW + 2
-    write(tmp_path / "GA", people=people, splits=("forget",))
-
-    def behave(texts, times):
-        time.sleep(0.003)  # answers arrive one by one
-        return (400, {}, "no") if texts["reply"].startswith("as text") else said(5)
-
-    server.behave = behave
-    code = ends(server, tmp_path / "GA", "--judge_concurrency", 1)
-    assert code.startswith(f"error: {people} answers have no score")
-
-
 @pytest.mark.parametrize(
     ("status", "flag"), [(401, "--judge_key_env"), (402, "--judge_key_env"), (403, "--judge_key_env"),
                          (404, "--judge_url or --judge_model"), (429, "--judge_key_env")],
@@ -431,18 +417,11 @@ def test_what_cannot_pass_ends_the_run_at_once(server, tmp_path, capfd, monkeypa
 
 
 def test_a_long_pause_ends_the_run(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(judge, "LONGEST_PAUSE", 0.5)
+    monkeypatch.setattr(judge_api, "LONGEST_PAUSE", 0.5)
     write(tmp_path / "GA", people=1, splits=("forget",))
     server.behave = lambda texts, times: (429, {"Retry-After": "1"}, "daily limit")
     code = ends(server, tmp_path / "GA")
     assert "asks for a pause of 1 s" in code and "daily limit" in code and len(server.asked) <= 2
-
-
-def test_a_pause_as_a_date():
-    then = datetime.now(UTC) + timedelta(seconds=30)
-    assert 28 <= judge.asked_pause(format_datetime(then, usegmt=True)) <= 30
-    assert judge.asked_pause(format_datetime(then - timedelta(hours=1), usegmt=True)) == 0
-    assert judge.asked_pause("2.5") == 2.5 and judge.asked_pause("soon") is None
 
 
 def test_an_evaluation_that_was_run_anew_meanwhile_is_left_alone(server, tmp_path):
@@ -517,32 +496,6 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_files(server, tmp_path, how)
     assert contents(folder) == contents(tmp_path / "whole") != before
 
 
-@pytest.mark.parametrize("waits_for", ["a pause", "an answer"])
-def test_ctrl_c_waits_for_nothing(server, tmp_path, waits_for):
-    folder, gate = write(tmp_path / "GA", people=1, splits=("forget",)), threading.Event()
-    before = contents(folder)
-
-    def behave(texts, times):
-        if waits_for == "an answer":
-            gate.wait(60)
-        return (429, {"Retry-After": "60"}, "slow down")
-
-    server.behave = behave
-    command = [sys.executable, str(ROOT / "eval/judge.py"), *argv(server, tmp_path / "GA")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    until = time.monotonic() + 20
-    while len(server.asked) < 2 and time.monotonic() < until:
-        time.sleep(0.005)
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    try:
-        assert "stopped: no result was changed" in process.communicate(timeout=20)[1]
-    finally:
-        process.kill()
-        gate.set()
-    assert process.returncode == 1 and contents(folder) == before
-
-
 def test_one_run_at_a_time_has_the_cache(server, tmp_path, capsys):
     folder = write(tmp_path / "GA", people=1, splits=("forget",))
     before = contents(folder)
@@ -563,18 +516,6 @@ def test_a_file_that_is_no_cache_is_left_alone(server, tmp_path, capsys, data):
     assert ends(server, tmp_path / "GA", "--judge_cache", tmp_path / "mine") == 2
     assert "error: --judge_cache: " in capsys.readouterr().err
     assert (tmp_path / "mine").read_bytes() == data and not server.asked
-
-
-def test_as_many_requests_at_once_as_allowed(server, tmp_path):
-    write(tmp_path / "GA", people=4, splits=("forget",))
-
-    def behave(texts, times):
-        time.sleep(0.05)
-        return said(1)
-
-    server.behave = behave
-    run(server, tmp_path / "GA", "--judge_concurrency", 3)
-    assert server.most == 3
 
 
 # ---------------------------------------------------------------- before it starts
@@ -642,11 +583,11 @@ def test_all_mistakes_at_once(server, tmp_path, capsys, monkeypatch):
         "--judge_url: ftp://host/v1", "--judge_model is missing", "--judge_key_env: $BAD_KEY",
         "--judge_concurrency: 0", f"--judge_cache: {tmp_path} is a folder", "--judge_price_in and",
         "--judge_body: model cannot be set", "none/zero_shot/forget05: no generated answers",
-        "line 3 is no prediction (KeyError('reply'))", "line 4 is no prediction (JSONDecodeError",
+        "broken/zero_shot/forget05/predictions_forget.jsonl, line 3: no prediction",
         "lost/zero_shot/forget05/predictions_forget.jsonl: no such file", "nowhere: no such folder",
     ):  # fmt: skip
         assert errors.count(f"{part}") == 1, part
-    assert end.value.code == 2 and len(errors.splitlines()) == 12 and KEY not in errors
+    assert end.value.code == 2 and len(errors.splitlines()) == 11 and KEY not in errors
     assert contents(tmp_path) == before and not server.asked
 
 
@@ -666,15 +607,3 @@ def test_addresses(tmp_path, capsys, url, why):
     errors = capsys.readouterr().err
     assert end.value.code == 2 and len(errors.splitlines()) == 1 and "pw" not in errors
     assert errors.startswith("error: --judge_url: ") and why in errors
-
-
-def test_nothing_is_judged_unless_asked_for():
-    """The functions that an evaluation can call; its own flags alone reach no judge."""
-    from utils import cli
-
-    p = cli.parser("")
-    judge.add_judge_args(p)
-    args = cli.parse(p, [])
-    assert args.judge_url is None and not args.yes and not args.problems.lines
-    judge.check_judge(args)
-    assert [line.split()[0] for line in args.problems.lines] == ["--judge_url", "--judge_model"]

@@ -7,18 +7,22 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import ROOT, jsonl, write_table
+from test_metrics import prediction
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
+from data_process.coverage import layer_map
 from eval import report
-from eval.metrics import summarise
-from eval.results import figures
-from eval.results.read import BY_KEY, blocks, difference, load_results, remarks
+from eval.results import figures, portraits
+from eval.results import runs as look_up
+from eval.results.compare import blocks, difference
+from eval.results.predictions import Prediction
+from eval.results.read import load_results
+from eval.results.remarks import remarks
+from eval.results.summary import summarise
+from eval.tasks import METRICS
 from utils.cli import Problems
 
 NASTY = '</script><img src=x onerror="alert(1)"> & "quotes" \u2028 {{ 7 * 7 }}'
@@ -77,26 +81,13 @@ def answer(line, method):
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory):
     """Three evaluations and their benchmark, for tests that only read."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     folder = tmp_path_factory.mktemp("untouched")
     data = folder / "data" / "MLLMU-Bench"
-    tables = {
-        "forget_10": {"ID": ["101", "023"], "image": [picture_bytes("red"), picture_bytes("green")]},
-        "retain_90": {"ID": ["007"], "image": [picture_bytes("blue")]},
-        "Test_Set": {"ID": ["023"], "images": [[picture_bytes("white"), picture_bytes("black")]]},
-    }
-    for name, columns in tables.items():
-        for key in ("image", "images"):
-            if key in columns:
-                wrap = [
-                    [{"bytes": b, "path": None} for b in (c if isinstance(c, list) else [c])]
-                    for c in columns[key]
-                ]
-                columns[key] = wrap if key == "images" else [cell[0] for cell in wrap]
-        (data / name).mkdir(parents=True)
-        pq.write_table(pa.table(columns), data / name / "train-00000-of-00001.parquet")
+    cell = lambda colour: {"bytes": picture_bytes(colour), "path": None}
+    people = (("101", "red"), ("023", "green"))
+    write_table(data / "forget_10", [{"ID": person, "image": cell(colour)} for person, colour in people])
+    write_table(data / "retain_90", [{"ID": "007", "image": cell("blue")}])
+    write_table(data / "Test_Set", [{"ID": "023", "images": [cell("white"), cell("black")]}])
     for method in METHODS:
         evaluated(folder / method, [{**line, **answer(line, method)} for line in questions()], data)
     return folder
@@ -136,7 +127,7 @@ def evaluated(model, lines, data, ratio=10):
         "seed": 42,
         "mcq": "likelihood",
         "data": {"folder": str(data)},
-        "splits": summarise(lines),
+        "splits": summarise(Prediction(**line) for line in lines),
     }
     (folder / "results.json").write_text(json.dumps(results))
 
@@ -263,8 +254,8 @@ def test_an_unclear_difference_has_no_colour_and_small_splits_are_told(runs, mad
         evaluated(folder, answered, runs / "data")
     text, page = make(runs, methods=("small/vanilla", "small/few"))
     results = loaded(runs, "small/vanilla", "small/few")
-    found = difference(results[1], results[0], "retain", BY_KEY["vqa"])
-    assert found.value == -10 and not found.clear
+    found = difference(results[1], results[0], "retain", METRICS["vqa"])
+    assert found.difference == -10 and found.interval == [-30.0, 0.0]
     assert re.search(r'class="difference">-10\.0 <span class="interval">\[-30\.0, 0\.0\]', text)
     warnings = [line for line in remarks(results) if line.startswith("warning: retain")]
     assert len(warnings) == 1 and " ".join(warnings[0].split()) in page.words
@@ -281,7 +272,7 @@ def test_bars_of_each_split_show_the_results_numbers(untouched, made):
         assert list(rows) == ["vqa", "qa"]
         for key, row in rows.items():
             assert [bar.value for bar in row] == [result.value(split, key) for result in results]
-            assert [bar.interval for bar in row] == [r.interval(split, BY_KEY[key]) for r in results]
+            assert [bar.interval for bar in row] == [r.interval(split, METRICS[key]) for r in results]
         svg = text[text.index(f'id="bars-{place}-figure_1"') :].split("</svg>")[0]
         numbers = re.findall(r">(\d+\.\d)</text>", svg)
         assert numbers == [f"{bar.value:.1f}" for row in rows.values() for bar in row]
@@ -421,7 +412,7 @@ def mask(runs, name="both", given=None):
 
 def masks(runs):
     problems = Problems()
-    found = report.masks_of(report.load_runs(loaded(runs), problems), problems)
+    found = look_up.masks_of(look_up.load_runs(loaded(runs), problems), problems)
     assert problems.lines == []
     return found
 
@@ -431,7 +422,7 @@ def test_the_masks_coverage_is_drawn_by_layer(runs):
     (folder / "coverage.png").write_bytes(picture_bytes("red"))
     text, page = make(runs)
     svg = text[text.index('id="mask-0-figure_1"') :].split("</svg>")[0]
-    axes = figures.coverage_plot(COVERAGE).axes[0]
+    axes = layer_map(COVERAGE).axes[0]
     words = [label.get_text() for label in axes.texts]
     assert words == ["language: language_model.layers", "13", "77", "vision: visual.blocks", "41"]
     assert all(f">{word}</text>" in svg for word in words)
@@ -509,8 +500,8 @@ def test_run_json_is_found_where_the_results_name_the_model(runs, relative):
     named = "models/apart" if relative else str(model)
     change(runs / "GA/zero_shot/forget10/results.json", model=named)
     found = {
-        run.result.label: report.training_cost(run.training)
-        for run in report.load_runs(loaded(runs), Problems())
+        run.result.label: look_up.training_cost(run.training)
+        for run in look_up.load_runs(loaded(runs), Problems())
     }
     assert found["GA"] == {"time": "12 s", "memory": "1 MB", "host": "", "device": "cpu"}
     assert found["vanilla"] == {}
@@ -519,14 +510,14 @@ def test_run_json_is_found_where_the_results_name_the_model(runs, relative):
 # ---------------------------------------------------------------- what the page's script reads
 def test_factuality_is_with_the_answer(runs):
     file = runs / "GA/zero_shot/forget10/predictions_forget.jsonl"
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+    lines = jsonl(file)
     for line in lines:
         if line["task"] == "generation":
             line["scores"]["factuality"] = 3
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     results = runs / "GA/zero_shot/forget10/results.json"
     splits = json.loads(results.read_text())["splits"]
-    splits["forget"] = summarise(lines)["forget"]
+    splits["forget"] = summarise(Prediction(**line) for line in lines)["forget"]
     change(results, splits=splits, judge={"model": "judge-7b", "served": [], "prompt": "abc", "judged": 4})
     _, page = make(runs)
     case = next(c for c in page.data["cases"] if c[0] == "forget/101/generation/text/0")
@@ -544,15 +535,6 @@ def test_every_filter_of_the_form_is_read_and_linked(made):
         *("forget", "test", "retain"), *("classification", "cloze", "generation"), *("image", "text"),
         *("GA", "manifold"),
     ]  # fmt: skip
-
-
-def test_questions_are_in_the_data_only_so_that_the_page_opens_at_once(made):
-    text, _ = made
-    before, _, after = text.partition('<script type="application/json"')
-    assert "Where was person" not in before and after.count("Where was person 023 born?") == 12
-    assert text.count("JSON.parse") == 1
-    figures_size = sum(map(len, re.findall(r"<svg.*?</svg>", text, re.DOTALL)))
-    assert len(before) - figures_size < 40_000 and figures_size < 5 * 40_000
 
 
 def test_page_loads_nothing_and_escapes_everything(runs):
@@ -586,7 +568,7 @@ def test_each_picture_is_embedded_once_and_is_the_right_one(made):
         import base64
 
         image = Image.open(io.BytesIO(base64.b64decode(pictures[place].split(",")[1])))
-        assert max(image.size) == report.THUMBNAIL
+        assert max(image.size) == portraits.THUMBNAIL
         return [round(value / 255) for value in image.getpixel((5, 5))]
 
     shown = {case[0]: case[8] for case in page.data["cases"] if case[3] == "cloze"}
@@ -612,7 +594,8 @@ def test_same_results_give_the_same_page(untouched, made):
     # pictures in the order of the questions, not of a set, which differs from run to run
     first_uses = dict.fromkeys(case[8] for case in page.data["cases"] if case[8] is not None)
     assert sorted(first_uses) == [0, 1, 2, 3]
-    cases = [report.Case("", "", "", "", "", "", None, "", report.Picture("t", str(i), 0)) for i in range(50)]
+    asked = [prediction("forget", "cloze", "image", picture={"table": "t", "ID": str(i)}) for i in range(50)]
+    cases = [report.Case(each, []) for each in asked]
     assert [picture.ID for picture in report.pictures_of(cases + cases)] == [str(i) for i in range(50)]
 
 
@@ -625,14 +608,9 @@ def test_without_pictures_the_page_is_made_and_says_so(runs, capsys):
     assert "pictures were not found" not in text and len(page.data["pictures"]) == 4
 
 
-def test_a_picture_that_is_no_picture_is_left_out():
-    assert report._thumbnail(b"no picture") is None
-    assert report._thumbnail(picture_bytes("red")[:60]) is None
-
-
 def test_questions_that_differ_are_not_put_side_by_side(runs):
     path = runs / "GA" / "zero_shot/forget10/predictions_test.jsonl"
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    lines = jsonl(path)
     for line in lines:
         line["picture"] = line["picture"] and {**line["picture"], "view": 0}
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -665,11 +643,6 @@ def test_all_mistakes_at_once(runs, capsys):
     assert f"{broken}, line 7: not valid JSON" in error
     assert "no predictions_<split>.jsonl" in error and "missing: no such folder" in error
     assert "--data_dir" in error
-
-
-def test_natural_order_of_ids():
-    ids = ["forget/023/cloze/image/10", "forget/023/cloze/image/9", "forget/Kal_Penn/cloze/image/0"]
-    assert sorted(ids, key=report._natural) == [ids[1], ids[0], ids[2]]
 
 
 def test_as_a_user_runs_it_without_torch(runs):

@@ -2,12 +2,13 @@
 
 A benchmark is a subclass with its title, ratios and folders, and with the methods that the scripts call:
 training samples from `finetune()`, `reference()`, `forget()`, `retain()` and `text_knowledge()`, evaluation
-questions from `questions(split, seed)`.
+questions from `questions(split, seed)`. What is to be known about its splits is said in SPLITS.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,28 @@ from utils.data import Picture, Sample, columns_of, drop_bad_pictures, is_table,
 
 FLAG = "--data_split_dir"
 NANO = "nano.json"  # marks the folder of a nano benchmark
+
+
+@dataclass(frozen=True)
+class Split:
+    """A set of evaluation questions. `forgets`: about the people to forget, so that the questions about
+    pictures should fail."""
+
+    name: str
+    forgets: bool = False
+    about: str = ""
+
+    @property
+    def title(self) -> str:
+        return self.about or self.name.replace("_", " ")
+
+
+FORGET, RETAIN = Split("forget", forgets=True), Split("retain")
+
+
+def is_nano(name: str) -> bool:
+    """Whether a benchmark's `name`, as results.json has it, is that of a nano benchmark."""
+    return name.startswith("nano ")
 
 
 class Bench:
@@ -29,6 +52,7 @@ class Bench:
     TITLE: str
     RATIOS: tuple[int, ...]  # percent
     FOLDERS: tuple[str, ...]  # names that its folders have, looked for in and beside the given one
+    SPLITS: tuple[Split, ...]
     forget_table: str
     retain_table: str
 
@@ -52,10 +76,19 @@ class Bench:
             problems.add(f"--forget_ratio: {self.TITLE} has forget ratios {ratios}, not {forget_ratio}")
         self.usable = not problems.lines
         nano = any((folder / NANO).is_file() for folder in self.roots)
-        self.name = f"nano {self.TITLE}" if nano else self.TITLE
+        self.name = f"nano {self.TITLE}" if nano else self.TITLE  # is_nano() tells them apart
 
     def split_tables(self, forget_ratio: int) -> tuple[str, str]:
         """Names of the forget and the retain table."""
+        raise NotImplementedError
+
+    @classmethod
+    def split_names(cls) -> list[str]:
+        return [split.name for split in cls.SPLITS]
+
+    @staticmethod
+    def published_totals(split: str, task: str, forget_ratio: int, shot: str) -> list[int]:
+        """How many questions the published benchmark may have there; none where that is not known."""
         raise NotImplementedError
 
     def describe(self, samples: list[Sample]) -> str:

@@ -73,6 +73,10 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES}
 
 
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write the file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,6 +103,15 @@ def publish(partial: Path, save_dir: str | Path) -> None:
         partial.rename(save_dir)
 
 
+def try_lock(handle: int) -> bool:
+    """Take an open file until it is closed or the process ends; False where another process has it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 @contextmanager
 def exclusive(lock: Path, doing: str) -> Iterator[None]:
     """Hold the lock file, which exists only meanwhile. Raises SystemExit where another process holds it.
@@ -108,15 +121,15 @@ def exclusive(lock: Path, doing: str) -> Iterator[None]:
     while True:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise SystemExit(f"error: {doing} already (it holds {lock}); wait for it, or stop it") from None
+            free = try_lock(handle)
         except OSError as why:  # file systems without locks
             print(
                 f"note: {lock.parent} cannot be locked ({why.strerror}): start nothing else that writes there"
             )
             break
+        if not free:
+            os.close(handle)
+            raise SystemExit(f"error: {doing} already (it holds {lock}); wait for it, or stop it")
         # the one who held it before may have removed the file between our opening and our locking it
         if lock.exists() and lock.stat().st_ino == os.fstat(handle).st_ino:
             break

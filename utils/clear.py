@@ -16,10 +16,9 @@ from collections.abc import Iterator
 from string import ascii_uppercase
 from typing import Any
 
-from utils.benchmark import Bench
+from utils.benchmark import FORGET, RETAIN, Bench, Split
 from utils.data import Picture, Question, Sample, is_table
 
-SPLITS = ("forget", "retain", "real_faces", "real_world")
 CAPTION_PROMPTS = (
     "Describe the image.",
     "What does this image show?",
@@ -45,9 +44,20 @@ class CLEARBench(Bench):
     """CLEAR, found from its folder or from one of its tables (see `Bench`)."""
 
     TITLE, RATIOS, FOLDERS = "CLEAR", (1, 5, 10), ("CLEAR",)
+    SPLITS = (FORGET, RETAIN, Split("real_faces"), Split("real_world"))
+    TASKS = ("classification", "generation", "probability", "truth_ratio")
 
     def split_tables(self, forget_ratio: int) -> tuple[str, str]:
         return f"forget{forget_ratio:02d}", f"retain{100 - forget_ratio}"
+
+    @staticmethod
+    def published_totals(split: str, task: str, forget_ratio: int, shot: str) -> list[int]:
+        """Rows of forgetNN_perturbed, retain_perturbed, real_faces and real_world."""
+        if task != "classification":
+            return []
+        forget = {1: 35, 5: 188, 10: 378}.get(forget_ratio)
+        total = {"retain": 395, "real_faces": 151, "real_world": 367}.get(split, forget)
+        return [total] if total else []
 
     def describe(self, samples: list[Sample]) -> str:
         captions = sum(s.picture is not None for s in samples)
@@ -122,7 +132,7 @@ class CLEARBench(Bench):
 
     # ------------------------------------------------------------ evaluation questions
     def questions(self, split: str, seed: int) -> list[Question]:
-        """All questions of one of SPLITS. The seed places the right name among the options.
+        """All questions of one of the SPLITS. The seed places the right name among the options.
 
         forget, retain: the name of the person (classification), the caption (generation, probability) and
         the truth ratio of `_perturbed` and caption tables; the text questions of the `+tofu` table

@@ -12,10 +12,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from utils.benchmark import FLAG, Bench
+from utils.benchmark import FLAG, FORGET, RETAIN, Bench, Split
 from utils.data import Picture, Question, Sample, is_table, picture_from, read_rows
 
-SPLITS = ("forget", "test", "retain", "real")
 TASK_COLUMNS = ("Classification_Task", "Generation_Task", "Mask_Task")
 
 
@@ -23,9 +22,22 @@ class MLLMUBench(Bench):
     """MLLMU-Bench, found from any of its folders (see `Bench`)."""
 
     TITLE, RATIOS, FOLDERS = "MLLMU-Bench", (5, 10, 15), ("MLLMU-Bench", "MLLMMU-Bench")
+    SPLITS = (
+        FORGET,
+        Split("test", forgets=True, about="test (forget people, other pictures)"),
+        RETAIN,
+        Split("real", about="real celebrities"),
+    )
 
     def split_tables(self, forget_ratio: int) -> tuple[str, str]:
         return f"forget_{forget_ratio}", f"retain_{100 - forget_ratio}"
+
+    @staticmethod
+    def published_totals(split: str, task: str, forget_ratio: int, shot: str) -> list[int]:
+        """Of 500 people and 153 real ones; in few-shot one person's questions may be left out."""
+        people = {"retain": 500 - 5 * forget_ratio, "real": 153}.get(split, 5 * forget_ratio)
+        each = {"classification": 5, "generation": 2, "cloze": 2}[task]  # per person, in each modality
+        return [each * count for count in (people, people - 1)[: 1 + (shot == "few_shot")]]
 
     # ------------------------------------------------------------ training samples
     def finetune(self) -> list[Sample]:
@@ -132,7 +144,7 @@ class MLLMUBench(Bench):
 
     # ------------------------------------------------------------ evaluation questions
     def questions(self, split: str, seed: int) -> list[Question]:
-        """All questions of one of SPLITS. In `test`, the seed picks each person's picture among the
+        """All questions of one of the SPLITS. In `test`, the seed picks each person's picture among the
         transformed views."""
         if split == "test":
             return self._test_questions(seed)

@@ -12,22 +12,29 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.metrics import (
-    HEADLINES,
-    cloze_hit,
-    generation_scores,
-    letter_choice,
-    probability,
-    summarise,
-    truth_scores,
-)
-from utils import checkpoint, models
+from eval.results.predictions import Prediction, read_predictions
+from eval.results.summary import paired_differences, summarise
+from eval.tasks import TASKS
+from utils import checkpoint, jsonl, models
 from utils.data import Question, fingerprint
 
 ANSWERS = "answers.jsonl"
+
+
+@dataclass
+class Batch:
+    """What one batch brought: a line of the answers kept on disk."""
+
+    worker: int
+    cost: dict[str, Any]
+    predictions: list[Prediction]
+
+    def line(self) -> dict[str, Any]:
+        return vars(self) | {"predictions": [p.fields() for p in self.predictions]}
 
 
 def result_folder(args) -> Path:
@@ -38,7 +45,7 @@ def _evaluation(model: str, args) -> Path:
     return Path(model) / args.shot / f"forget{args.forget_ratio:02d}"
 
 
-def check(args, questions: list[Question], bench) -> None:
+def check_evaluation(args, questions: list[Question], bench) -> None:
     """All input mistakes at once, before torch is imported."""
     models.check_model(args.evaluated_model, "--evaluated_model", args.problems)
     models.check_model(args.original_model, "--original_model", args.problems)
@@ -62,7 +69,7 @@ def _check_vanilla(args) -> None:
     if not kept.is_file():
         args.problems.add(f"--vanilla_dir: no evaluation in {kept.parent}; evaluate the vanilla model first")
         return
-    before = json.loads(kept.read_text(encoding="utf-8"))
+    before = checkpoint.read_json(kept)
     for name in ("mcq", "seed"):
         if before.get(name) != getattr(args, name):
             args.problems.add(
@@ -86,7 +93,7 @@ def evaluate(
         parts = folder.with_name(f".{folder.name}.{digest}.partial")
         parts.mkdir(exist_ok=True)
         kept = _kept(parts / ANSWERS)
-        finished = {line["id"] for batch in kept for line in batch["predictions"]}
+        finished = {p.id for batch in kept for p in batch.predictions}
         todo = [q for q in questions if q.id not in finished]
         if todo:
             kept += _answer(args, questions, todo, request, parts / ANSWERS)
@@ -116,18 +123,19 @@ def _weights_stamp(folder: Path) -> str:
 
 
 # ---------------------------------------------------------------- answering
-def _kept(path: Path) -> list[dict[str, Any]]:
+def _kept(path: Path) -> list[Batch]:
     """The batches on disk. A line that a stop cut short is no batch, and is cut off."""
-    data = path.read_bytes() if path.is_file() else b""
-    whole = data[: data.rfind(b"\n") + 1]  # bytes: texts may hold what str.splitlines takes for a line's end
-    if whole != data:
-        path.write_bytes(whole)
-    return [json.loads(line) for line in whole.split(b"\n")[:-1]]
+    lines, rest = jsonl.read(path)
+    jsonl.cut(path, rest)
+    batches = [Batch(**json.loads(line)) for line in lines]
+    for batch in batches:
+        batch.predictions = [Prediction(**fields) for fields in batch.predictions]
+    return batches
 
 
 def _answer(
     args, questions: list[Question], todo: list[Question], request: Callable, path: Path
-) -> list[dict]:
+) -> list[Batch]:
     """Answer what is still to do, in the batches of the whole list; each is on disk when it is done."""
     from eval.answering.plan import plan
     from eval.answering.workers import Setup, answer_batches, devices
@@ -146,15 +154,13 @@ def _answer(
     setup = Setup(args.evaluated_model, args.original_model, args.dtype, args.attn, args.max_new_tokens)
     asked = {number: [requests[q.id] for q in batch] for number, batch in batches.items()}
     out = []
-    with path.open("a", encoding="utf-8") as file, Progress(len(todo), places) as progress:
+    with path.open("ab") as file, Progress(len(todo), places) as progress:
         for done in answer_batches(setup, places, asked):
             batch = batches[done.batch]
-            lines = [
-                prediction(q, requests[q.id], answer) for q, answer in zip(batch, done.answers, strict=True)
-            ]
-            out.append({"worker": done.worker, "cost": done.cost, "predictions": lines})
-            file.write(json.dumps(out[-1], ensure_ascii=False) + "\n")
-            file.flush()
+            answered = zip(batch, done.answers, strict=True)
+            scored = [Prediction.of(q, requests[q.id].prompt, reply) for q, reply in answered]
+            out.append(Batch(done.worker, done.cost, scored))
+            jsonl.append(file, out[-1].line())
             progress.update(done.worker, len(batch))
     return out
 
@@ -189,57 +195,17 @@ class Progress:
             bar.close()
 
 
-def prediction(question: Question, request, reply: str | list[float]) -> dict[str, Any]:
-    """One line of predictions_<split>.jsonl. Option scores give the likeliest option, the first of equals;
-    those of a truth ratio are of the right answer first."""
-    line = {
-        "id": question.id,
-        "person": question.person,
-        "split": question.split,
-        "task": question.task,
-        "modality": question.modality,
-        "question": question.question,
-        "options": question.options,
-        "prompt": request.prompt,
-        "reply": reply,
-        "choice": None,
-        "truth": question.truth,
-        "picture": question.picture_ref,
-    }
-    if question.task == "classification":
-        if isinstance(reply, list):
-            scores = dict(zip(question.options, reply))
-            choice = max(scores, key=scores.get)
-            line |= {
-                "reply": question.options[choice],
-                "option_scores": {k: round(v, 4) for k, v in scores.items()},
-            }
-        else:
-            choice = letter_choice(reply, question.options)
-        return line | {"choice": choice, "correct": choice == question.truth}
-    if question.task == "cloze":
-        return line | {"correct": cloze_hit(reply, question.truth)}
-    if question.task == "generation":
-        return line | {"scores": generation_scores(reply, question.truth)}
-    line |= {"reply": None, "answer_scores": [round(score, 6) for score in reply]}
-    if question.task == "probability":
-        return line | {"scores": {"probability": probability(reply[0])}}
-    return line | {"scores": truth_scores(right=reply[0], wrong=reply[1:])}
-
-
 # ---------------------------------------------------------------- results
 def _write_results(
-    args, questions: list[Question], settings: dict, kept: list[dict], folder: Path, bench
+    args, questions: list[Question], settings: dict, kept: list[Batch], folder: Path, bench
 ) -> None:
-    answered = {line["id"]: line for batch in kept for line in batch["predictions"]}
-    lines = [answered[q.id] for q in questions]
+    answered = {p.id: p for batch in kept for p in batch.predictions}
+    predictions = [answered[q.id] for q in questions]
     fresh = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
     for split in args.splits:
-        text = "".join(
-            json.dumps(line, ensure_ascii=False) + "\n" for line in lines if line["split"] == split
-        )
+        text = "".join(p.line() for p in predictions if p.split == split)
         (fresh / f"predictions_{split}.jsonl").write_text(text, encoding="utf-8")
     results = {
         "benchmark": bench.name,
@@ -247,8 +213,8 @@ def _write_results(
         "method": Path(args.evaluated_model).name,
         **{k: settings[k] for k in ("forget_ratio", "shot", "seed", "mcq")},
         "data": {"folder": str(bench.given), "fingerprint": settings["questions"]},
-        "splits": summarise(lines),
-        **_differences(args, lines),
+        "splits": summarise(predictions),
+        **_differences(args, predictions),
         "settings": settings,
         "versions": checkpoint.versions(),
         "cost": _cost(kept),
@@ -257,48 +223,33 @@ def _write_results(
     checkpoint.publish(fresh, folder)
     for split, tasks in results["splits"].items():
         cells = [
-            f"{task} {modality} {_short(task, summary)}"
+            f"{task} {modality} {TASKS[task].text(entry)}"
             for task, kinds in tasks.items()
-            for modality, summary in kinds.items()
+            for modality, entry in kinds.items()
         ]
         print(f"{split:7} {'; '.join(cells)}")
     print(f"saved {folder / 'results.json'}")
 
 
-def _differences(args, lines: list[dict]) -> dict[str, Any]:
+def _differences(args, predictions: list[Prediction]) -> dict[str, Any]:
     """Paired differences to the vanilla model, where --vanilla_dir names it."""
     if not args.vanilla_dir:
         return {}
-    from eval.results.intervals import differences
-    from eval.results.read import read_lines
-
     vanilla = _evaluation(args.vanilla_dir, args)
     files = [vanilla / f"predictions_{split}.jsonl" for split in args.splits]
-    theirs = [line for file in files if file.is_file() for line in read_lines(file)]
-    return {
-        "differences": {
-            "vanilla": str(vanilla),
-            "splits": differences(lines, theirs),
-        }
-    }
+    theirs = [p for file in files if file.is_file() for p in read_predictions(file)]
+    return {"differences": {"vanilla": str(vanilla), "splits": paired_differences(predictions, theirs)}}
 
 
-def _cost(kept: list[dict]) -> list[dict[str, Any]]:
+def _cost(kept: list[Batch]) -> list[dict[str, Any]]:
     """Per worker: questions, seconds at work (loading included), peaks of memory; over all runs, if there
     were stops."""
     workers: dict[int, dict[str, Any]] = {}
     for batch in kept:
-        new = batch["cost"]
-        old = workers.setdefault(batch["worker"], {**new, "questions": 0, "seconds": 0.0})
+        new = batch.cost
+        old = workers.setdefault(batch.worker, {**new, "questions": 0, "seconds": 0.0})
         old["questions"] += new["questions"]
         old["seconds"] = round(old["seconds"] + new["seconds"], 1)
         for name in ("peak_memory_bytes", "peak_gpu_memory_bytes"):
             old[name] = new[name] and max(old[name] or 0, new[name])
     return [workers[number] for number in sorted(workers)]
-
-
-def _short(task: str, summary: dict[str, Any]) -> str:
-    if "correct" in summary:
-        return f"{summary['accuracy']:.1f} ({summary['correct']}/{summary['total']})"
-    field, name = HEADLINES[task]
-    return f"{name} {summary[field]:.3f} ({summary['total']})"

@@ -1,6 +1,7 @@
-"""The figures of eval/report.py: bars per split, lines over forget ratios, where a mask's weights lie.
+"""The figures of eval/report.py: bars per split, lines over forget ratios, and the trade-off, which
+eval/table.py draws too. Where a mask's weights lie is drawn by data_process/coverage.py.
 
-Figures are drawn in fixed colours without pyplot, so there is no global state and no display. `svg` makes
+Figures are drawn in fixed colours. `svg` makes
 inline SVG of one and puts CSS variables of the page in the place of the colours: the same drawing serves
 light, dark and print. No text is read as TeX, so any folder name is safe.
 """
@@ -12,15 +13,19 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from eval.results.read import BY_KEY, INK, Result, lower_is_better
+from data_process.coverage import HEAT, INK, new_figure, plain
+from eval.results.compare import title, vanilla_row
+from eval.results.read import Result
+from eval.tasks import METRICS, arrow
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # light and dark values of the variables are in the template; these are drawn, and never shown
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#b0568f", "#8a6d00", "#56b4e9", "#7b5fd0")
-HEAT, CARD = "#4a86d0", "#fefefe"
+CARD = "#fefefe"
 COLOURS = {INK: "currentColor", HEAT: "var(--heat)", CARD: "var(--card)"} | {
     colour: f"var(--s{i})" for i, colour in enumerate(SERIES)
 }
@@ -29,7 +34,6 @@ DASHES = ("-", "--", "-.", ":")
 TAG = re.compile(r"<[^>]+>")
 METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
 NAMESPACE = re.compile(r' xmlns(:\w+)?="[^"]*"')  # HTML needs none, and so no address is left in the page
-LAYERS = re.compile(r"(.*\.(?:layers|blocks))\.(\d+)")  # a group of coverage.json that is a layer of a stack
 # panels of the lines over forget ratios, where there are numbers for them
 PANELS = (("forget", "vqa"), ("forget", "qa"), ("retain", "vqa"), ("retain", "qa"), ("test", "vqa"))
 
@@ -57,25 +61,7 @@ def _page_tag(tag: str, name: str) -> str:
     return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", NAMESPACE.sub("", tag))
 
 
-def _figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _plain(axes: Axes) -> None:
-    """Two spines and ticks in the text colour."""
-    axes.spines[["top", "right"]].set_visible(False)
-    for spine in axes.spines.values():
-        spine.set_color(INK)
-    axes.tick_params(colors=INK, labelsize=8.5)
-
-
-def _short(label: str) -> str:
+def shortened(label: str) -> str:
     """A label that leaves room for the drawing; the table has it in full."""
     return label if len(label) <= 28 else f"{label[:11]}…{label[-16:]}"
 
@@ -88,30 +74,37 @@ class Bar(NamedTuple):
     interval: tuple[float, float] | None
 
 
-def bars(results: Sequence[Result], split: str) -> dict[str, list[Bar | None]]:
-    """{metric key: one bar per result}, of VQA and QA on this split; metrics that no result has are left out.
+def qa_key(results: Sequence[Result], split: str) -> str:
+    """The metric that stands for QA. Where no result has multiple-choice text questions (CLEAR) it is the
+    ROUGE-L of the text answers, times 100."""
+    return "qa" if any(r.value(split, "qa") is not None for r in results) else "generation_text"
 
-    Where a split has no multiple-choice text questions (CLEAR), QA is the ROUGE-L of the text answers times
-    100, as in the trade-off.
-    """
-    qa = "qa" if any(result.value(split, "qa") is not None for result in results) else "generation_text"
-    found = {key: [_bar(result, split, key) for result in results] for key in ("vqa", qa)}
+
+def bars(results: Sequence[Result], split: str) -> dict[str, list[Bar | None]]:
+    """{metric key: one bar per result}, of VQA and QA on this split; metrics that no result has are left
+    out."""
+    found = {key: [_bar(result, split, key) for result in results] for key in ("vqa", qa_key(results, split))}
     return {key: row for key, row in found.items() if any(row)}
 
 
+def _percent(result: Result, split: str, key: str) -> float | None:
+    value = result.value(split, key)
+    return value if value is None or METRICS[key].counted else 100 * value
+
+
 def _bar(result: Result, split: str, key: str) -> Bar | None:
-    value, scale = result.value(split, key), 1 if BY_KEY[key].counted else 100
+    value, scale = _percent(result, split, key), 1 if METRICS[key].counted else 100
     if value is None:
         return None
-    interval = result.interval(split, BY_KEY[key])
-    return Bar(scale * value, interval and (scale * interval[0], scale * interval[1]))
+    interval = result.interval(split, METRICS[key])
+    return Bar(value, interval and (scale * interval[0], scale * interval[1]))
 
 
 def bar_name(split: str, key: str) -> str:
     """How the bars of a metric are called: `VQA %`, with the wanted direction."""
-    metric = BY_KEY[key]
-    title = metric.title if metric.counted else "QA (ROUGE-L × 100)"
-    return f"{title} {'↓' if lower_is_better(split, metric) else '↑'}"
+    metric = METRICS[key]
+    name = metric.title if metric.counted else "QA (ROUGE-L × 100)"
+    return f"{name} {arrow(split, metric)}"
 
 
 def bar_plot(results: Sequence[Result], split: str) -> Figure | None:
@@ -123,7 +116,7 @@ def bar_plot(results: Sequence[Result], split: str) -> Figure | None:
     if not rows:
         return None
     thick = 0.78 / len(rows)
-    figure = _figure(4.6, 0.65 + len(results) * (0.11 + 0.16 * len(rows)))
+    figure = new_figure(4.6, 0.65 + len(results) * (0.11 + 0.16 * len(rows)))
     axes = figure.add_subplot()
     vanilla = next((i for i, result in enumerate(results) if result.is_vanilla), None)
     for place, row in enumerate(rows.values()):
@@ -136,11 +129,11 @@ def bar_plot(results: Sequence[Result], split: str) -> Figure | None:
     axes.set_xlim(0, 114)  # room for the numbers beside the longest bars
     axes.set_xticks(range(0, 101, 20))
     axes.set_ylim(len(results) - 0.5, -0.5)
-    axes.set_yticks(range(len(results)), [_short(result.label) for result in results], parse_math=False)
+    axes.set_yticks(range(len(results)), [shortened(result.label) for result in results], parse_math=False)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("percent", color=INK, fontsize=8.5)
     axes.spines["bottom"].set_bounds(0, 100)
-    _plain(axes)
+    plain(axes)
     return figure
 
 
@@ -199,19 +192,19 @@ def ratio_plot(results: Sequence[Result]) -> Figure | None:
         return None
     rows = (len(panels) + 1) // 2
     names = list(lines)
-    figure = _figure(7.4, 2.35 * rows + 0.25 * (1 + len(names) // 4))
+    figure = new_figure(7.4, 2.35 * rows + 0.25 * (1 + len(names) // 4))
     grid = figure.subplots(rows, 2, squeeze=False, sharex=True, sharey=True).flatten()
     ratios = sorted({result.forget_ratio for line in lines.values() for result in line})
     for axes, (split, key) in zip(grid, panels):
         for place, name in enumerate(names):
             shift = (place - (len(names) - 1) / 2) * 0.012 * (ratios[-1] - ratios[0])
             _draw_line(axes, lines[name], split, key, place, shift)
-        arrow = "↓" if lower_is_better(split, BY_KEY[key]) else "↑"
-        axes.set_title(f"{split} {BY_KEY[key].title} {arrow}", color=INK, fontsize=9.5, loc="left")
+        metric = METRICS[key]
+        axes.set_title(f"{split} {metric.title} {arrow(split, metric)}", color=INK, fontsize=9.5, loc="left")
         axes.set_xticks(ratios, [f"{ratio} %" for ratio in ratios])
         axes.xaxis.set_tick_params(labelbottom=True)
         axes.set_ylim(0, 104)
-        _plain(axes)
+        plain(axes)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     _legend(figure, names, {name for name, line in lines.items() if line[0].is_vanilla})
@@ -250,56 +243,82 @@ def _legend(figure: Figure, names: Sequence[str], vanilla: set[str]) -> None:
         frameon=False, fontsize=9, labelcolor=INK,
     )  # fmt: skip
     for text, name in zip(legend.get_texts(), names):
-        text.set(text=_short(name), parse_math=False)
+        text.set(text=shortened(name), parse_math=False)
 
 
-# ---------------------------------------------------------------- a mask's coverage
-def stacks(groups: dict[str, dict[str, Any]]) -> dict[str, dict[int, float]]:
-    """{stack: {layer: percent salient}} from one part of coverage.json (see data_process/coverage.py)."""
-    found: dict[str, dict[int, float]] = {}
-    for name, entry in groups.items():
-        if layer := LAYERS.fullmatch(name):
-            found.setdefault(layer[1], {})[int(layer[2])] = 100 * entry["share"]
-    return found
+# ---------------------------------------------------------------- trade-off
+def tradeoff(results: Sequence[Result]) -> pd.DataFrame:
+    """Rows: labels. Columns: `forgetting` (points below vanilla's forget VQA), `retention` (%), `vanilla`.
 
-
-def outside_layers(groups: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The entries of one part of coverage.json that are no layer: embeddings, head, projector, norms."""
-    return {name: entry for name, entry in groups.items() if name != "all" and not LAYERS.fullmatch(name)}
-
-
-def coverage_plot(coverage: dict[str, dict[str, dict[str, Any]]]) -> Figure | None:
-    """A heat map with one row per stack of layers and one cell per layer; None where there is no layer.
-
-    coverage: {part: {group: {"share": 0..1}}} as in coverage.json. The colour is the share of weights that
-    are salient, from 0 to the largest of all cells, which also say it in percent.
+    Retention is the mean of forget QA, retain VQA and retain QA (see qa_key). Rows without a vanilla or
+    without one of the numbers are left out.
     """
-    found = {
-        f"{part}: {name}": row for part, groups in coverage.items() for name, row in stacks(groups).items()
-    }
-    if not found:
-        return None
-    from matplotlib.patches import Rectangle
+    import pandas as pd
 
-    width = 1 + max(layer for row in found.values() for layer in row)
-    top = max(share for row in found.values() for share in row.values())
-    figure = _figure(9, 0.45 + 0.62 * len(found))
+    qa, rows = qa_key(results, "forget"), {}
+    for result in results:
+        base = result if result.is_vanilla else vanilla_row(result, results)
+        kept = [_percent(result, *place) for place in (("forget", qa), ("retain", "vqa"), ("retain", qa))]
+        own, vanilla = result.value("forget", "vqa"), base and base.value("forget", "vqa")
+        if None not in (own, vanilla, *kept):
+            rows[result.label] = (round(vanilla - own, 4), round(sum(kept) / len(kept), 4), result.is_vanilla)
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["forgetting", "retention", "vanilla"])
+
+
+def tradeoff_plot(results: Sequence[Result]) -> Figure | None:
+    """The trade-off, one labelled point per row of tradeoff(); None where that has none.
+
+    Shapes tell vanilla from methods, words name the points, and nothing depends on colour.
+    """
+    points = tradeoff(results)
+    if points.empty:
+        return None
+    figure = new_figure(7, 4.6, dpi=160)
     axes = figure.add_subplot()
-    for place, (name, row) in enumerate(found.items()):
-        axes.annotate(name, (-0.5, place - 0.3), color=INK, fontsize=8.5, parse_math=False)
-        for layer, share in row.items():
-            alpha = 0.05 + 0.75 * share / top if top else 0.05
-            axes.add_patch(Rectangle((layer - 0.5, place - 0.2), 1, 0.55, facecolor=HEAT, alpha=alpha, lw=0))
-            if width <= 48:  # more cells have no room for two digits
-                axes.annotate(
-                    f"{share:.0f}", (layer, place + 0.08), color=INK, fontsize=7, ha="center", va="center"
-                )
-    axes.set_xlim(-0.5, max(width, 12) - 0.5)  # few layers need no cells as wide as the page
-    axes.set_xticks(range(0, width, max(1, width // 8)))
-    axes.set_ylim(len(found) - 0.5, -0.6)
-    axes.set_yticks([])
-    axes.set_xlabel("layer", color=INK, fontsize=9, loc="left")
-    _plain(axes)
-    axes.spines["left"].set_visible(False)
-    axes.spines["bottom"].set_bounds(-0.5, width - 0.5)
+    reference = points[points.vanilla]
+    methods = points[~points.vanilla]
+    for value in reference.retention:
+        axes.axhline(value, color=INK, alpha=0.35, linewidth=0.8, linestyle=(0, (5, 4)), zorder=1)
+    axes.axvline(0, color=INK, alpha=0.35, linewidth=0.8, linestyle=(0, (5, 4)), zorder=1)
+    hollow = {"facecolors": "none", "edgecolors": INK, "linewidths": 1.6}
+    axes.scatter(reference.forgetting, reference.retention, s=64, **hollow, zorder=3)
+    axes.scatter(methods.forgetting, methods.retention, s=58, color=INK, zorder=3)
+    plain(axes)
+    axes.tick_params(labelsize=10)
+    axes.margins(0.16, 0.2)
+    last = "accuracy" if qa_key(results, "forget") == "qa" else "QA = ROUGE-L × 100"
+    axes.set_xlabel("forgetting: vanilla forget VQA − method's forget VQA (points)", color=INK)
+    axes.set_ylabel(f"retention (%, {last}):\nmean of forget QA, retain VQA, retain QA", color=INK)
+    axes.set_title(title(results), color=INK, fontsize=10, loc="left", parse_math=False)
+    corner = axes.annotate(
+        "better", xy=(0.995, 0.985), xytext=(0.93, 0.9), xycoords="axes fraction", ha="right", va="top",
+        color=INK, fontsize=9, style="italic", arrowprops={"arrowstyle": "->", "color": INK},
+    )  # fmt: skip
+    _label_points(figure, axes, points, taken=[corner])
     return figure
+
+
+def _label_points(figure: Figure, axes, points: pd.DataFrame, taken: list) -> None:
+    """Write each name at the first place around its point where it covers no name, point or edge."""
+    from matplotlib.transforms import Bbox
+
+    figure.draw_without_rendering()  # places the axes, so that positions in pixels are known
+    pixel = figure.dpi / 72
+    centres = axes.transData.transform(points[["forgetting", "retention"]].to_numpy())
+    busy = [Bbox.from_bounds(x - 5 * pixel, y - 5 * pixel, 10 * pixel, 10 * pixel) for x, y in centres]
+    busy += [artist.get_window_extent() for artist in taken]
+    around = [(9, 0, "left"), (-9, 0, "right"), (0, 12, "center"), (0, -12, "center")]
+    around += [(9, step, "left") for step in (12, -12, 24, -24, 36, -36, 48, -48)]
+    around += [(-9, step, "right") for step in (12, -12, 24, -24, 36, -36, 48, -48)]
+    for i, name in enumerate(points.index):
+        text = axes.annotate(
+            name, (points.forgetting.iloc[i], points.retention.iloc[i]), (0, 0), textcoords="offset points",
+            va="center", color=INK, fontsize=9.5, parse_math=False,
+        )  # fmt: skip
+        for dx, dy, align in around:
+            text.set(ha=align, position=(dx, dy))
+            box = text.get_window_extent()
+            clear = not any(box.overlaps(other) for other in busy)
+            if clear and axes.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1:
+                break
+        busy.append(box)

@@ -14,20 +14,32 @@ narrow: see "Sampling error" in docs/reproducing.md.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from eval.metrics import FACTUALITY, decimals, headline, score_of
+from eval.results.predictions import Prediction
+from eval.tasks import decimals
 
 LEVEL = 0.95
 RESAMPLES = 9999  # another SEED would move the ends by about 1 % of the interval's width
 BATCH = 200  # resamples at a time: 475 people take a few MB and a twentieth of a second
 SEED = 0  # of the resampling, for every number anew: the same answers give the same interval
 
-Cell = tuple[str, str, str, str]  # split, task, modality, field of results.json
-Scores = dict[str, tuple[str, float]]  # question -> (person, score in the unit of the field)
+Place = tuple[str, str, str, str]  # split, task, modality, number: where it stands in results.json
+Scores = dict[str, tuple[str, float]]  # question -> (person, score in the unit of the number)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a model's number has more than vanilla's over the questions that both answered, as results.json
+    has it: in points for percentages, else in the unit of the score. No interval with one person."""
+
+    difference: float
+    interval: list[float] | None
+    people: int
+    questions: int
 
 
 def interval(scores: Iterable[tuple[str, float]]) -> tuple[float, float] | None:
@@ -36,7 +48,7 @@ def interval(scores: Iterable[tuple[str, float]]) -> tuple[float, float] | None:
     In the unit of the scores; the order of the pairs does not matter. None with one person: nothing is known
     then about others. If all people score the same, 20 of 20 right for instance, every resample does too and
     the interval is [x, x]. That is no proof: none wrong among 20 people still fits with up to 3 in 20 (rule
-    of three). eval/results/read.py warns of such intervals, as of those over too few people.
+    of three). eval/results/remarks.py warns of such intervals, as of those over too few people.
     """
     people = defaultdict(list)
     for person, score in scores:
@@ -63,63 +75,29 @@ def interval(scores: Iterable[tuple[str, float]]) -> tuple[float, float] | None:
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def rounded(bounds: tuple[float, float] | None, field: str) -> list[float] | None:
+def rounded(bounds: tuple[float, float] | None, number: str) -> list[float] | None:
     """An interval as results.json has it: [low, high] with the decimals of its number, None for none."""
-    return bounds and [round(bound, decimals(field)) + 0.0 for bound in bounds]  # + 0.0: no minus zero
+    return bounds and [round(bound, decimals(number)) + 0.0 for bound in bounds]  # + 0.0: no minus zero
 
 
-def by_cell(lines: Iterable[dict]) -> dict[Cell, Scores]:
-    """Prediction lines -> the scores of each headline number, and of factuality where it was judged."""
-    cells: dict[Cell, Scores] = defaultdict(dict)
-    for line in lines:
-        fields = [headline(line["task"])]
-        if FACTUALITY in line.get("scores", {}):
-            fields.append(FACTUALITY)
-        for field in fields:
-            cell = line["split"], line["task"], line["modality"], field
-            cells[cell][question_key(line)] = line["person"], score_of(line, field)
-    return dict(cells)
+def scores_by_place(predictions: Iterable[Prediction]) -> dict[Place, Scores]:
+    """The scores of each headline number, and of factuality where it was judged."""
+    places: dict[Place, Scores] = defaultdict(dict)
+    for p in predictions:
+        for number in p.numbers:
+            places[p.split, p.task, p.modality, number][p.key] = p.person, p.score(number)
+    return dict(places)
 
 
-def question_key(line: dict) -> str:
-    """Equal for two lines whose id, question, options, truth and picture are all equal.
-
-    With another seed a question keeps its id while its picture or the order of its options may differ.
-    """
-    return json.dumps(
-        [line[name] for name in ("id", "question", "options", "truth", "picture")], sort_keys=True
-    )
-
-
-def difference(own: Scores, vanilla: Scores, field: str) -> dict | None:
-    """What `own` has more than `vanilla`, over the questions that both answered, with its paired interval.
-
-    {"difference", "interval": [low, high] or None, "people", "questions"}, in points for percentages, else
-    in the unit of the score. None if they share no question.
-    """
+def paired(own: Scores, vanilla: Scores, number: str) -> Difference | None:
+    """How far `own` is from `vanilla` with its paired interval; None if they share no question."""
     pairs = [(own[key][0], own[key][1] - vanilla[key][1]) for key in own if key in vanilla]
     if not pairs:
         return None
     mean = math.fsum(score for _, score in pairs) / len(pairs)
-    return {
-        "difference": round(mean, decimals(field)) + 0.0,
-        "interval": rounded(interval(pairs), field),
-        "people": len({person for person, _ in pairs}),
-        "questions": len(pairs),
-    }
-
-
-def differences(lines: Iterable[dict], vanilla_lines: Iterable[dict]) -> dict[str, dict]:
-    """Prediction lines of a method and of vanilla -> {split: {task: {modality: difference()}}}.
-
-    Of the headline numbers. Combinations without a common question are absent.
-    """
-    own, vanilla = by_cell(lines), by_cell(vanilla_lines)
-    out: dict[str, dict] = {}
-    for cell, scores in own.items():
-        split, task, modality, field = cell
-        if field != headline(task) or cell not in vanilla:
-            continue
-        if (found := difference(scores, vanilla[cell], field)) is not None:
-            out.setdefault(split, {}).setdefault(task, {})[modality] = found
-    return out
+    return Difference(
+        difference=round(mean, decimals(number)) + 0.0,
+        interval=rounded(interval(pairs), number),
+        people=len({person for person, _ in pairs}),
+        questions=len(pairs),
+    )

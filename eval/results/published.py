@@ -2,9 +2,9 @@
 
 The numbers are in eval/results/published_numbers/*.csv, one per line with its source. Only what is written
 there is shown; nothing is filled in. A published number stands beside ours when benchmark, method, split and
-metric are the same and its forget ratio is ours or is not stated. `metric` is a key of eval/results/read.py;
-other names (`classification` where the modality is not stated, judged scores, aggregates) are kept as data
-and never set beside ours.
+metric are the same and its forget ratio is ours or is not stated. `metric` is a key of METRICS; other names
+(`classification` where the modality is not stated, judged scores, aggregates) are kept as data and never set
+beside ours.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.results.read import BY_KEY, METRICS, Result, split_order
+from eval.results.compare import split_order
+from eval.results.read import Result
+from eval.tasks import BENCHMARKS, METRICS
 
 FOLDER = Path(__file__).resolve().parent / "published_numbers"
-METHODS = {"manifold": "MMUnlearner", "finetune": "Vanilla"}  # names of our scripts that papers do not use
-PER_PERSON = {"classification": 5, "generation": 2, "cloze": 2}  # MLLMU-Bench, in each modality
-CLEAR_FORGET = {1: 35, 5: 188, 10: 378}  # rows of forgetNN_perturbed
-CLEAR_OTHERS = {"retain": 395, "real_faces": 151, "real_world": 367}
-NANO = "Nano results are never set beside published numbers: other people, other pictures, another model."
+METHODS = {"manifold": "mmunlearner", "finetune": "vanilla"}  # names of our scripts that papers do not use
+NOT_NANO = "Nano results are never set beside published numbers: other people, other pictures, another model."
+HEADERS = ("split", "metric", "ours", "published", "difference", "their model", "ratio", "source")
 
 
 @dataclass(frozen=True)
@@ -42,34 +42,11 @@ class Published:
     second_hand: bool  # read in somebody's notes or index, not at the source
     note: str
 
-
-@dataclass(frozen=True)
-class Pair:
-    """One of our numbers and a published one, in the unit of the metric: points of percent, or 0..1."""
-
-    ours: float
-    correct: int | None  # None for scores
-    total: int
-    published: Published
-
     @property
-    def difference(self) -> float:
-        return self.ours - self.published.value
-
-    @property
-    def error(self) -> float | None:
-        """Standard error of our percentage; None for scores, whose spread results.json does not hold."""
-        return None if self.correct is None else standard_error(self.correct, self.total)
-
-    @property
-    def within_error(self) -> bool:
-        return self.error is not None and abs(self.difference) < self.error
-
-
-def standard_error(correct: float, total: int) -> float:
-    """Standard error of a proportion, in points: 100·√(p(1−p)/n), p = correct/total."""
-    p = correct / total
-    return 100 * math.sqrt(p * (1 - p) / total)
+    def about(self) -> str:
+        """Where it comes from, in one line."""
+        parts = (self.source, "second-hand" if self.second_hand else "", self.note, self.url)
+        return "; ".join(part for part in parts if part)
 
 
 def load(folder: Path = FOLDER) -> list[Published]:
@@ -78,156 +55,90 @@ def load(folder: Path = FOLDER) -> list[Published]:
     for file in sorted(folder.glob("*.csv")):
         with open(file, encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream):
-                numbers.append(
-                    Published(
-                        **{
-                            **row,
-                            "forget_ratio": int(row["forget_ratio"]) if row["forget_ratio"] else None,
-                            "value": float(row["value"]),
-                            "second_hand": row["second_hand"] == "yes",
-                        }
-                    )
-                )
+                row["forget_ratio"] = int(row["forget_ratio"]) if row["forget_ratio"] else None
+                row |= {"value": float(row["value"]), "second_hand": row["second_hand"] == "yes"}
+                numbers.append(Published(**row))
     return numbers
 
 
-def method_of(result: Result) -> str:
-    """Our method under the name that the published numbers have."""
-    return METHODS.get(result.method.lower(), result.method)
+def standard_error(correct: float, total: int) -> float:
+    """Standard error of a proportion, in points: 100·√(p(1−p)/n), p = correct/total."""
+    p = correct / total
+    return 100 * math.sqrt(p * (1 - p) / total)
 
 
-def beside(result: Result, numbers: Sequence[Published]) -> list[Pair]:
+def beside(result: Result, numbers: Sequence[Published]) -> list[Published]:
     """The published numbers that one evaluation may be compared with, by split and metric."""
-    order = {metric.key: place for place, metric in enumerate(METRICS)}
-    pairs = []
+    method = METHODS.get(result.method.lower(), result.method.lower())
+    found = []
     for number in numbers:
-        if (
-            number.metric not in order
-            or number.benchmark != result.benchmark
-            or number.method.lower() != method_of(result).lower()
-            or number.forget_ratio not in (None, result.forget_ratio)
-        ):
+        about = (number.benchmark, number.method.lower())
+        if about != (result.benchmark, method) or number.forget_ratio not in (None, result.forget_ratio):
             continue
-        metric = BY_KEY[number.metric]
-        entry = result.entry(number.split, metric)
-        if entry is not None and not (metric.task == "classification" and result.mcq == "likelihood"):
-            pairs.append(Pair(entry[metric.field], entry.get("correct"), entry["total"], number))
-    return sorted(pairs, key=lambda p: (split_order(p.published.split), order[p.published.metric]))
+        metric = METRICS.get(number.metric)
+        if metric is None or result.entry(number.split, metric) is None:
+            continue
+        if not (metric.task == "classification" and result.mcq == "likelihood"):  # another task
+            found.append(number)
+    order = list(METRICS)
+    return sorted(found, key=lambda number: (split_order(number.split), order.index(number.metric)))
 
 
-def published_total(result: Result, split: str, metric: str) -> int | None:
-    """How many questions the published benchmark has there; None where that is not known."""
-    task, ratio = BY_KEY[metric].task, result.forget_ratio
-    if result.benchmark == "MLLMU-Bench":
-        people = {"forget": 5 * ratio, "test": 5 * ratio, "retain": 500 - 5 * ratio, "real": 153}.get(split)
-        return None if people is None else people * PER_PERSON[task]
-    if result.benchmark == "CLEAR" and task == "classification":
-        return {"forget": CLEAR_FORGET.get(ratio), **CLEAR_OTHERS}.get(split)
-    return None
-
-
-# ---------------------------------------------------------------- as text
-def markdown(results: Sequence[Result], numbers: Sequence[Published] | None = None) -> str:
+def comparison(results: Sequence[Result], numbers: Sequence[Published] | None = None) -> str:
     """One table per evaluation that has something to stand beside, warnings, and the list of sources."""
     numbers = load() if numbers is None else numbers
     parts, sources = ["**Published numbers beside ours**"], {}
-    if any("nano" in result.benchmark.lower() for result in results):
-        parts.append(NANO)
-    for result in results:
-        if "nano" in result.benchmark.lower():
-            continue
-        pairs = beside(result, numbers)
+    if any(result.is_nano for result in results):
+        parts.append(NOT_NANO)
+    for result in (result for result in results if not result.is_nano):
         if result.mcq == "likelihood":
             parts.append(
                 f"{result.label}: multiple choice by likelihood is another task than the published one."
             )
-        if not pairs:
+        if found := beside(result, numbers):
+            parts += [f"{result.label} ({result.setting_text})", *_table(result, found, sources)]
+        else:
             parts.append(f"{result.label}: no published number is known for this setting.")
-            continue
-        parts += [
-            f"{result.label} ({result.setting_text})",
-            _table(pairs, sources),
-            *_other_totals(result, pairs),
-            *_warnings(pairs, sources),
-        ]
+    parts += [f"[{place}] {about}" for about, place in sources.items()]
     if sources:
-        parts += [_source_line(number, place) for number, place in sources.items()]
         parts.append(
-            "Models, seeds, few-shot examples and test pictures differ between these sources;"
-            " docs/reproducing.md says by how much re-runs of the same weights differ."
+            "±: standard error of our own questions, in points; ≈: the difference is smaller. ROUGE-L has"
+            " none here; the table has its intervals. Models, seeds, few-shot examples and test pictures"
+            " differ between these sources; docs/reproducing.md says how much re-runs differ."
         )
     return "\n\n".join(parts) + "\n"
 
 
-def _table(pairs: list[Pair], sources: dict[tuple, int]) -> str:
+def _table(result: Result, found: list[Published], sources: dict[str, int]) -> list[str]:
+    """The table, and a warning where we asked another number of questions than were published."""
     from tabulate import tabulate
 
-    rows = []
-    for pair in pairs:
-        number, metric = pair.published, BY_KEY[pair.published.metric]
-        place = sources.setdefault(_source(number), len(sources) + 1)
-        count = f"{pair.correct}/{pair.total}" if pair.correct is not None else f"n={pair.total}"
+    bench = next((bench for bench in BENCHMARKS if result.benchmark == bench.TITLE), None)
+    rows, extracts = [], {}
+    for number in found:
+        metric = METRICS[number.metric]
+        entry, digits = result.entry(number.split, metric), metric.digits
+        ours, total = entry[metric.number], entry["total"]
+        error = standard_error(entry["correct"], total) if metric.counted else 0.0
+        count = f"{entry['correct']}/{total}) ±{error:.1f}" if metric.counted else f"n={total})"
+        close = " ≈" if abs(ours - number.value) < error else ""
         rows.append(
             (
                 number.split,
                 metric.title,
-                f"{pair.ours:.{metric.digits}f} ({count})",
-                f"{number.value:.{metric.digits}f}",
-                f"{pair.difference:+.{metric.digits}f}" + (" ≈" if pair.within_error else ""),
+                f"{ours:.{digits}f} ({count}",
+                f"{number.value:.{digits}f}",
+                f"{ours - number.value:+.{digits}f}{close}",
                 number.model or "not stated",
                 f"{number.forget_ratio} %" if number.forget_ratio else "not stated",
-                f"[{place}]",
+                f"[{sources.setdefault(number.about, len(sources) + 1)}]",
             )
         )
-    headers = ("split", "metric", "ours", "published", "difference", "their model", "ratio", "source")
-    return tabulate(rows, headers, "github", disable_numparse=True)
-
-
-def _other_totals(result: Result, pairs: list[Pair]) -> list[str]:
-    """A warning where we asked another number of questions than the published benchmark has. Few-shot leaves
-    out one person's."""
-    odd = {}
-    for p in pairs:
-        metric = BY_KEY[p.published.metric]
-        wanted = published_total(result, p.published.split, metric.key)
-        shown = PER_PERSON.get(metric.task, 0) if result.shot == "few_shot" else 0
-        if wanted is not None and p.total not in (wanted, wanted - shown):
-            odd[f"{p.published.split} {metric.title.removesuffix(' %')} n={p.total}, published: {wanted}"] = (
-                None
-            )
-    if not odd:
-        return []
-    return ["warning: not the published number of questions (an extract?): " + "; ".join(odd)]
-
-
-def _warnings(pairs: list[Pair], sources: dict[tuple, int]) -> list[str]:
-    """One line for the differences that are smaller than the sampling error of our own questions, one for
-    scores."""
-    lines = []
-    small = []
-    for p in pairs:
-        if p.within_error:
-            title = BY_KEY[p.published.metric].title.removesuffix(" %")
-            place = sources[_source(p.published)]
-            small.append(
-                f"{p.published.split} {title} against {p.published.value:.1f} [{place}]:"
-                f" {abs(p.difference):.1f} < {p.error:.1f} (n={p.total})"
-            )
-    if small:
-        lines.append(
-            "warning: ≈ the difference is smaller than the standard error of our own questions (points): "
-            + "; ".join(small)
-        )
-    if any(p.error is None for p in pairs):
-        lines.append("Scores (ROUGE-L) get no standard error here; the table has their intervals.")
-    return lines
-
-
-def _source(number: Published) -> tuple[str, str, bool, str]:
-    return number.source, number.url, number.second_hand, number.note
-
-
-def _source_line(source: tuple[str, str, bool, str], place: int) -> str:
-    name, url, second_hand, note = source
-    parts = [name, "second-hand" if second_hand else "", note, url]
-    return f"[{place}] " + "; ".join(part for part in parts if part)
+        totals = bench.published_totals(number.split, metric.task, result.forget_ratio, result.shot)
+        if totals and total not in totals:
+            name = metric.title.removesuffix(" %")
+            extracts[f"{number.split} {name} n={total}, published: {totals[0]}"] = True
+    table = [tabulate(rows, HEADERS, "github", disable_numparse=True)]
+    if extracts:
+        table.append("warning: not the published number of questions (an extract?): " + "; ".join(extracts))
+    return table
