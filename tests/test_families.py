@@ -7,8 +7,9 @@ import shutil
 
 import pytest
 import torch
-from conftest import RATIO, jsonl, picture_cell, run_script, sample, weights
+from conftest import FAMILIES, RATIO, jsonl, picture_cell, run_script, sample, weights
 
+from nano.stand_ins import STAND_INS
 from utils import models
 from utils.cli import Problems
 from utils.collate import IGNORE, Chat, Collator
@@ -26,7 +27,7 @@ END = {
     "idefics3": "<end_of_utterance>",
     "gemma3": "<end_of_turn>",
 }
-OTHERS = tuple(END)  # the stand-ins beside the paper's three families
+OTHERS = tuple(name for name in STAND_INS if name not in FAMILIES)  # beside the paper's three families
 CELLS = [picture_cell(32, 32), picture_cell(96, 64, "blue"), picture_cell(40, 160, "green")]
 
 
@@ -42,6 +43,7 @@ def problems_of(folder) -> list[str]:
 
 
 # ---------------------------------------------------------------- parts
+@pytest.mark.parametrize("family", models.FAMILIES)
 def test_the_search_finds_what_the_table_says(family, tiny):
     model = models.load_model(str(tiny[family]))
     found, listed = models.find_parts(model), models.FAMILIES[family]

@@ -20,12 +20,18 @@ TEXTS = [
     "Who is this person in the picture? Ann Li lives in Paris, France, and is a 42 year old writer.",
     "Which city does he live in? She was born in Rome in 1984 and wrote The River of Light.",
 ]
-SHARING = ("llava", "qwen2_vl", "qwen2_vl_2b", "mllama", "bakllava", "pixtral")
+# the table's, and other checkpoints of its families
+SHARING = {name for name, family in models.FAMILIES.items() if family.shares_prefix}
+SHARING |= {"qwen2_vl_2b", "bakllava", "pixtral"}
 
 
 @pytest.fixture(params=STAND_INS)
 def name(request) -> str:
     return request.param
+
+
+def test_every_family_of_the_table_has_a_stand_in():
+    assert set(models.FAMILIES) <= set(STAND_INS), "add it to nano/stand_ins.py"
 
 
 # ---------------------------------------------------------------- what differs from the published

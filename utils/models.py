@@ -74,6 +74,26 @@ FAMILIES = {
         shares_prefix=True,
         mrope=True,
     ),
+    "qwen2_5_vl": Family(
+        title="Qwen2.5-VL",
+        made_of=("qwen2_5_vl_text",),
+        vision=("model.visual",),
+        language=("model.language_model", "lm_head"),
+        old_names=(
+            (r"^visual\.", "model.visual."),
+            (r"^model\.(?!visual\.|language_model\.)", "model.language_model."),
+        ),
+        shares_prefix=True,
+        mrope=True,
+    ),
+    "qwen3_vl": Family(  # its transformers 4 names are today's
+        title="Qwen3-VL",
+        made_of=("qwen3_vl_text",),
+        vision=("model.visual",),
+        language=("model.language_model", "lm_head"),
+        shares_prefix=True,
+        mrope=True,
+    ),
     "mllama": Family(
         title="Llama-3.2-Vision",
         made_of=("mllama_text_model",),
