@@ -13,9 +13,9 @@ TAIL = 8  # the last eighth of the questions is dealt in smaller batches, so tha
 
 
 @dataclass(frozen=True)
-class Load:
-    """What one request puts into memory: `rows` sequences of `tokens` tokens behind `pictures`, which take
-    `shared` tokens, once for all requests that show the same ones."""
+class MemoryCost:
+    """Memory that one request takes: `rows` sequences of `tokens` tokens, behind a prefix of `shared` tokens
+    that all requests about the same `pictures` have in common."""
 
     pictures: tuple
     shared: int
@@ -23,7 +23,7 @@ class Load:
     rows: int = 1
 
 
-def plan(loads: Sequence[Load], batch_size: int, batch_tokens: int) -> list[list[int]]:
+def plan_batches(costs: Sequence[MemoryCost], batch_size: int, batch_tokens: int) -> list[list[int]]:
     """Indices of requests in batches of at most `batch_size` rows and `batch_tokens` tokens, at least one
     request each.
 
@@ -31,40 +31,40 @@ def plan(loads: Sequence[Load], batch_size: int, batch_tokens: int) -> list[list
     longest come first, so that memory runs out at once or not at all.
     """
     groups: dict[tuple, list[int]] = {}
-    for i, load in enumerate(loads):
-        groups.setdefault(load.pictures or (i,), []).append(i)
-    pictures = lambda group: len(loads[group[0]].pictures)
-    length = lambda group: loads[group[0]].shared + max(loads[i].tokens for i in group)
+    for i, cost in enumerate(costs):
+        groups.setdefault(cost.pictures or (i,), []).append(i)
+    pictures = lambda group: len(costs[group[0]].pictures)
+    length = lambda group: costs[group[0]].shared + max(costs[i].tokens for i in group)
     ordered = sorted(groups.values(), key=lambda group: (-pictures(group), -length(group)))
-    left = sum(load.rows for load in loads)
-    tail, batches, room = left // TAIL, [], _Room(0, 0)
+    left = sum(cost.rows for cost in costs)
+    tail, batches, used = left // TAIL, [], _Budget(0, 0)
     for group in ordered:
-        size = sum(loads[i].rows for i in group)
+        size = sum(costs[i].rows for i in group)
         share = 4 if left <= tail else 1
-        limit = _Room(max(1, batch_size // share), batch_tokens // share)
-        for place, i in enumerate(group):
-            breaks = not batches or pictures(group) != len(loads[batches[-1][0]].pictures)
-            whole = place == 0 and room.rows + size > limit.rows  # a group that fits a batch is not torn
-            if breaks or (whole and size <= limit.rows) or not room.takes(loads[i], place == 0, limit):
+        limit = _Budget(max(1, batch_size // share), batch_tokens // share)
+        for n, i in enumerate(group):
+            breaks = not batches or pictures(group) != len(costs[batches[-1][0]].pictures)
+            whole = n == 0 and used.rows + size > limit.rows  # a group that fits a batch is not torn
+            if breaks or (whole and size <= limit.rows) or not used.fits(costs[i], n == 0, limit):
                 batches.append([])
-                room = _Room(0, 0)
-            room.add(loads[i], first=place == 0 or not batches[-1])
+                used = _Budget(0, 0)
+            used.add(costs[i], first=n == 0 or not batches[-1])
             batches[-1].append(i)
-            left -= loads[i].rows
+            left -= costs[i].rows
     return batches
 
 
 @dataclass
-class _Room:
-    """Rows and tokens of a batch."""
+class _Budget:
+    """Rows and tokens of a batch: those used, or the most it may have."""
 
     rows: int
     tokens: int
 
-    def takes(self, load: Load, first: bool, limit: _Room) -> bool:
-        tokens = self.tokens + load.rows * load.tokens + (load.shared if first else 0)
-        return self.rows + load.rows <= limit.rows and tokens <= limit.tokens
+    def fits(self, cost: MemoryCost, first: bool, limit: _Budget) -> bool:
+        tokens = self.tokens + cost.rows * cost.tokens + (cost.shared if first else 0)
+        return self.rows + cost.rows <= limit.rows and tokens <= limit.tokens
 
-    def add(self, load: Load, first: bool) -> None:
-        self.rows += load.rows
-        self.tokens += load.rows * load.tokens + (load.shared if first else 0)
+    def add(self, cost: MemoryCost, first: bool) -> None:
+        self.rows += cost.rows
+        self.tokens += cost.rows * cost.tokens + (cost.shared if first else 0)
