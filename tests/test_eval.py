@@ -397,15 +397,6 @@ def assert_equal_files(one, other) -> None:
     assert a == b
 
 
-def command(model, data, output, **flags) -> list[str]:
-    given = {
-        "evaluated_model": model, "data_split_dir": data / "MLLMU-Bench", "forget_ratio": 5,
-        "splits": "forget", "max_new_tokens": 6, "output_dir": output, "batch_size": 2,
-    } | flags  # fmt: skip
-    words = [str(word) for flag, value in given.items() for word in (f"--{flag}", value)]
-    return [sys.executable, str(ROOT / EVAL), *words]
-
-
 KILLED = """
 import os, runpy, signal, sys
 from eval.answering import workers
@@ -423,21 +414,25 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.mark.parametrize(("workers", "moments"), [("0", (0, 7)), ("0,0", (3,))])
 def test_a_killed_evaluation_goes_on(evaluate, mixed, tiny, tmp_path, workers, moments):
-    """kill -9 before the first batch is written and after some, then the same command again."""
+    """kill -9 before the first batch is written and after some, then the same settings again."""
     whole, _ = evaluate("whole", batch_size=2)
-    python, *words = command(tiny["llava"], mixed, tmp_path / "x", gpus=workers)
+    flags = {
+        "evaluated_model": tiny["llava"], "data_split_dir": mixed / "MLLMU-Bench", "forget_ratio": 5,
+        "splits": "forget", "max_new_tokens": 6, "output_dir": tmp_path / "x", "batch_size": 2,
+        "gpus": workers,
+    }  # fmt: skip
+    words = [str(word) for flag, value in flags.items() for word in (f"--{flag}", value)]
     for batches in moments:
         done = subprocess.run(
-            [python, "-c", KILLED, str(batches), *words], env=os.environ | {"PYTHONPATH": str(ROOT)},
-            capture_output=True, text=True, check=False,
+            [sys.executable, "-c", KILLED, str(batches), ROOT / EVAL, *words],
+            env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == -signal.SIGKILL, done.stderr
         (part,) = (tmp_path / "x" / "zero_shot").glob(".forget05.*.partial")
         answers = part / "answers.jsonl"
         assert answers.read_bytes().count(b"\n") == batches
-    done = subprocess.run([python, *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert_equal_files(whole, tmp_path / "x" / "zero_shot" / "forget05")
+    folder, _ = evaluate("x", batch_size=2)
+    assert_equal_files(whole, folder)
     assert [p.name for p in (tmp_path / "x" / "zero_shot").iterdir()] == ["forget05"]
 
 
@@ -509,14 +504,14 @@ def test_one_worker_per_gpu(monkeypatch):
     assert pick_devices([0, 1]) == ["cpu"] * 2 and pick_devices(range(8)) == ["cpu"] * 3
 
 
-def test_a_worker_that_fails(mixed, tiny, tmp_path):
+def test_a_worker_that_fails(evaluate, tiny, tmp_path, capfd):
     """A model that cannot be loaded: one line, no traceback, and nothing that looks like a result."""
     shutil.copytree(tiny["llava"], tmp_path / "broken")
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"not weights")
-    words = command(tmp_path / "broken", mixed, tmp_path / "x", gpus="0,0")
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "error: cannot load the model" in done.stderr
-    assert "Traceback" not in done.stderr and not (tmp_path / "x" / "zero_shot" / "forget05").exists()
+    with pytest.raises(SystemExit, match="error: cannot load the model"):
+        evaluate("x", evaluated_model=tmp_path / "broken", gpus="0,0")
+    assert "Traceback" not in capfd.readouterr().err
+    assert not (tmp_path / "x" / "zero_shot" / "forget05").exists()
 
 
 def test_a_worker_that_dies(evaluate, monkeypatch, tmp_path):

@@ -228,15 +228,17 @@ def test_no_label_is_a_picture(name, loaded):
 def requests(chat: Chat, large: bool = True) -> list[Request]:
     """About pictures of many shapes, up to 1024 x 1024 if large, few-shot, and in text alone."""
     pictures = [picture(32, 32, "red"), picture(96, 64, "blue"), picture(40, 160, "green")]
-    if large:
-        pictures += [picture(1024, 1024, "white"), picture(1024, 512, "black"), picture(300, 700, "yellow")]
     who, city, why = (
         "Who is this?",
         "Which city does this person live in, Paris or Rome?",
         "Why did she write The River of Light in 1984?",
     )
-    asked = [Request(chat.prompt(words, 1), [p]) for p in pictures for words in (who, city)]
-    asked += [Request(chat.prompt(who, 1, [(city, 1, "Paris")]), [pictures[1], p]) for p in pictures[:3]]
+    asked = [Request(chat.prompt(who, 1, [(city, 1, "Paris")]), [pictures[1], p]) for p in pictures]
+    if large:
+        pictures.append(picture(1024, 1024, "white"))
+        others = picture(1024, 512, "black"), picture(300, 700, "yellow")
+        asked += [Request(chat.prompt(who, 1), [p]) for p in others]
+    asked += [Request(chat.prompt(words, 1), [p]) for p in pictures for words in (who, city)]
     return asked + [Request(chat.prompt(words, 0)) for words in (who, city, why)]
 
 
@@ -274,7 +276,7 @@ def check_replies(it, new: int = 8, large: bool = True) -> Answerer:
         answerer = Answerer(
             it.model, it.processor, it.family, new
         )  # whose settings the bare way has replaced
-    for group in groups:
+    for group in [group[::2] for group in groups]:  # every picture once
         for request in group:
             request.options = ["Paris", "The River of Light"]
         for scores, request in zip(answerer.answer(group), group):
