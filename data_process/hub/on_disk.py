@@ -10,6 +10,7 @@ from typing import Any
 
 from data_process.hub.tables import IMAGE, TASKS, TRAINING, Table, kind
 from utils.data import is_saved_dataset, parquet_files
+from utils.models import first_line
 
 SHARD = re.compile(r"train-(\d{5})-of-(\d{5})\.parquet")
 AGAIN = "delete it and download it again"
@@ -84,10 +85,9 @@ def _parquet(found: Found) -> Iterator[Any]:
         try:
             header = pq.ParquetFile(file)
         except (ValueError, OSError) as why:  # pyarrow's ArrowInvalid is a ValueError
-            first = next(iter(str(why).splitlines()), "")
             found.mistakes.append(
-                f"{file.name} is no whole parquet file ({first}); if git cloned it, `git lfs pull`, else"
-                f" {AGAIN}"
+                f"{file.name} is no whole parquet file ({first_line(why)}); if git cloned it, `git lfs pull`,"
+                f" else {AGAIN}"
             )
             continue
         found.rows += header.metadata.num_rows

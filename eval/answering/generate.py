@@ -11,12 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from eval.answering.plan import MemoryCost
+from eval.answering.plan import Request
 from eval.answering.shared_prefix import (
     PER_TOKEN,
     DecodeState,
@@ -27,46 +26,8 @@ from eval.answering.shared_prefix import (
     rotary_limit,
     rows_at_once,
 )
-from utils.collate import Chat, Collator, PromptLengths, adds_special_tokens, encode
-from utils.data import Picture
+from utils.collate import Chat, Collator, adds_special_tokens, encode
 from utils.losses import label_logits
-
-
-@dataclass
-class Request:
-    """A rendered prompt with its pictures in order, and what decides its score.
-
-    letter: the reply's first letter or digit. hit: whether these words occur in the reply, ignoring case.
-    options: texts whose log-likelihood as the answer is wanted instead of a reply, divided by their length in
-    bytes or in tokens (`per`). With none of them the reply runs to the end of its turn.
-    """
-
-    prompt: str
-    pictures: list[Picture] = field(default_factory=list)
-    letter: bool = False
-    hit: str | None = None
-    options: list[str] | None = None
-    per: Literal["byte", "token"] = "byte"
-
-    @property
-    def kind(self) -> tuple[bool, bool]:
-        """Requests of one kind go through the model together."""
-        return self.letter, self.options is not None
-
-    def loaded(self) -> list:
-        return [picture.load() for picture in self.pictures]
-
-    def memory_cost(self, lengths: PromptLengths, new: int) -> MemoryCost:
-        """Its sequences and tokens, with replies of at most `new` tokens."""
-        rows = 1 if self.options is None else len(self.options)
-        new = 0 if self.letter or self.options else new  # nearly all are decided by the prompt's forward
-        shared = sum(lengths.picture(picture) for picture in self.pictures)
-        longest = max(self.options or [""], key=len)
-        return MemoryCost(tuple(self.pictures), shared, lengths.text(self.prompt + longest) + new, rows)
-
-    def mean(self, option: str, log_prob: float, tokens: int) -> float:
-        """An option's log-probability by its length."""
-        return log_prob / (tokens if self.per == "token" else len(option.encode()))
 
 
 class Answerer:

@@ -1,13 +1,20 @@
-"""Which questions are answered together: batches that depend on the questions and two limits alone.
+"""What is asked of a model, and which questions are answered together.
 
-Not on how many workers there are, nor on what was answered before a stop: the same command gives every
-question the same company, and so the same numbers to the last bit.
+Batches depend on the questions and two limits alone, not on how many workers there are, nor on what was
+answered before a stop: the same command puts every question into the same batch, and so gives the same
+numbers to the last bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from utils.data import Picture
+
+if TYPE_CHECKING:
+    from utils.collate import PromptLengths
 
 TAIL = 8  # the last eighth of the questions is dealt in smaller batches, so that workers finish together
 
@@ -21,6 +28,43 @@ class MemoryCost:
     shared: int
     tokens: int
     rows: int = 1
+
+
+@dataclass
+class Request:
+    """A rendered prompt with its pictures in order, and what decides its score.
+
+    letter: the reply's first letter or digit. hit: whether these words occur in the reply, ignoring case.
+    options: texts whose log-likelihood as the answer is wanted instead of a reply, divided by their length in
+    bytes or in tokens (`per`). With none of them the reply runs to the end of its turn.
+    """
+
+    prompt: str
+    pictures: list[Picture] = field(default_factory=list)
+    letter: bool = False
+    hit: str | None = None
+    options: list[str] | None = None
+    per: Literal["byte", "token"] = "byte"
+
+    @property
+    def kind(self) -> tuple[bool, bool]:
+        """Requests of one kind go through the model together."""
+        return self.letter, self.options is not None
+
+    def loaded(self) -> list:
+        return [picture.load() for picture in self.pictures]
+
+    def memory_cost(self, lengths: PromptLengths, new: int) -> MemoryCost:
+        """Its sequences and tokens, with replies of at most `new` tokens."""
+        rows = 1 if self.options is None else len(self.options)
+        new = 0 if self.letter or self.options else new  # nearly all are decided by the prompt's forward
+        shared = sum(lengths.picture(picture) for picture in self.pictures)
+        longest = max(self.options or [""], key=len)
+        return MemoryCost(tuple(self.pictures), shared, lengths.text(self.prompt + longest) + new, rows)
+
+    def mean(self, option: str, log_prob: float, tokens: int) -> float:
+        """An option's log-probability by its length."""
+        return log_prob / (tokens if self.per == "token" else len(option.encode()))
 
 
 def plan_batches(costs: Sequence[MemoryCost], batch_size: int, batch_tokens: int) -> list[list[int]]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from utils import models, run
 
 if TYPE_CHECKING:
-    from eval.answering.generate import Request
+    from eval.answering.plan import Request
 
 
 @dataclass(frozen=True)
