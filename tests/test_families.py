@@ -13,7 +13,7 @@ from nano.stand_ins import STAND_INS
 from utils import models
 from utils.cli import Problems
 from utils.collate import IGNORE, Chat, Collator
-from utils.masks import Mask
+from utils.masks import Mask, today
 
 END = {
     "qwen2_vl_2b": "<|im_end|>",
@@ -49,6 +49,17 @@ def test_the_search_finds_what_the_table_says(family, tiny):
     found, listed = models.find_parts(model), models.FAMILIES[family]
     assert set(found.vision) == set(listed.vision) and set(found.language) == set(listed.language)
     assert found.head_knows_pictures == listed.head_knows_pictures
+
+
+@pytest.mark.parametrize(
+    ("name", "old"),
+    [("qwen2_5_vl", (("model.visual.", "visual."), ("model.language_model.", "model."))), ("qwen3_vl", ())],
+)
+def test_names_of_transformers_4(name, old, tiny):
+    """Masks of the released code have them."""
+    for new in dict(models.empty_model(str(tiny[name])).named_parameters()):
+        written = next((o + new.removeprefix(n) for n, o in old if new.startswith(n)), new)
+        assert today(written, name) == today(new, name) == new
 
 
 def test_parts_of_other_families(other):
