@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_process.hub.tables import BENCHMARKS, MLLMU_TRAINING, Repository, Table, chosen, names
 from utils import cli
 from utils.data import parquet_files
+from utils.models import first_line
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -82,21 +83,18 @@ def check_table_args(args: Namespace) -> None:
         )
 
 
-# ---------------------------------------------------------------- plan
-def plan(args: Namespace) -> list[tuple[Repository, list[Table]]]:
+# ---------------------------------------------------------------- tables and sizes
+def to_fetch(args: Namespace) -> list[tuple[Repository, list[Table]]]:
     """Per repository the tables to fetch; repositories that have none of them are left out."""
     repositories = [r for benchmark in args.benchmarks for r in BENCHMARKS[benchmark]]
     wanted = [(r, chosen(r, args.tables, args.forget_ratio)) for r in repositories]
     return [(r, tables) for r, tables in wanted if tables]
 
 
-def missing_megabytes(folder: Path, tables: list[Table]) -> float:
-    """What is still to come, where sizes are known. A table that is there in part counts with the rest."""
-    missing = 0.0
-    for table in tables:
-        here = sum(file.stat().st_size for file in parquet_files(folder / table.name)) / 1e6
-        missing += max(0.0, (table.megabytes or 0) - here)
-    return missing
+def missing_megabytes(folder: Path, table: Table) -> float:
+    """What is still to come, where the size is known."""
+    here = sum(file.stat().st_size for file in parquet_files(folder / table.name)) / 1e6
+    return max(0.0, (table.megabytes or 0) - here)
 
 
 def free_megabytes(folder: Path) -> float:
@@ -110,8 +108,7 @@ def show(save_dir: Path, work: list[tuple[Repository, list[Table]]]) -> float:
     total = 0.0
     for repository, tables in work:
         folder = save_dir / repository.folder
-        coming = missing_megabytes(folder, tables)
-        total += coming
+        total += sum(missing_megabytes(folder, table) for table in tables)
         print(f"{repository.url} -> {folder}")
         print("  " + ", ".join(f"{t.name} ({t.size})" for t in tables))
     print(f"to download: about {total:,.0f} MB; free on the disk: {free_megabytes(save_dir):,.0f} MB")
@@ -146,21 +143,17 @@ def fetch(repository: Repository, tables: list[Table], folder: Path) -> str | No
     except errors.HfHubHTTPError as why:
         if why.response is not None and why.response.status_code in (401, 403):
             return f"{repository.name}: not permitted; {ask}"
-        return f"{repository.name}: the hub answered with an error ({_first(why)}); {again}"
+        return f"{repository.name}: the hub answered with an error ({first_line(why)}); {again}"
     except (errors.HTTPError, OSError) as why:  # the network in the middle of a file, or the disk
-        return f"{repository.name}: broken off ({_first(why)}); {again}"
+        return f"{repository.name}: broken off ({first_line(why)}); {again}"
     absent = [table.name for table in tables if not parquet_files(folder / table.name)]
     if absent:  # offline, the hub's client returns a folder that is there, whatever it holds
         return f"{repository.name}: did not bring {', '.join(absent)}; offline? Else see {repository.url}"
     return None
 
 
-def _first(why: BaseException) -> str:
-    return next(iter(str(why).splitlines()), "") or type(why).__name__
-
-
 def main(args: Namespace) -> None:
-    work = plan(args)
+    work = to_fetch(args)
     total = show(args.save_dir, work)
     if total + RESERVE > free_megabytes(args.save_dir):
         args.problems.add(

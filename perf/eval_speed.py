@@ -85,11 +85,11 @@ def requests_of(questions: list, chat) -> list:
 class Plain:
     """One question at a time, 50 new tokens or the end of the turn."""
 
-    def __init__(self, model, processor, endings):
+    def __init__(self, model, processor, stop_rule):
         from transformers import GenerationConfig
 
-        self.model, self.processor, self.endings = model, processor, endings
-        ends = sorted(endings.ends)
+        self.model, self.processor, self.stop_rule = model, processor, stop_rule
+        ends = sorted(stop_rule.end_tokens)
         self.config = GenerationConfig(
             max_new_tokens=NEW, do_sample=False, eos_token_id=ends, pad_token_id=ends[0]
         )
@@ -130,8 +130,8 @@ class Ours:
     @contextmanager
     def measured(self) -> Iterator[None]:
         """Sum up the seconds of each part meanwhile."""
-        from eval.answering.generate import SharedAnswers
-        from eval.answering.shared_prefix import Continued, SharedPrefix
+        from eval.answering.generate import PrefixCachedBackend
+        from eval.answering.shared_prefix import DecodeState, SharedPrefix
 
         seconds, shared = self.seconds, self.shared
         seconds.update(dict.fromkeys(PARTS, 0.0))
@@ -153,9 +153,9 @@ class Ours:
 
         timed("pictures", type(self.model.model), "get_image_features")
         timed("prefixes", SharedPrefix, "prefill")
-        timed("rests of prompts", Continued, "prompt")
-        timed("decoding", Continued, "step")
-        timed("the rest", SharedAnswers, "_share")
+        timed("rests of prompts", DecodeState, "prompt")
+        timed("decoding", DecodeState, "step")
+        timed("the rest", PrefixCachedBackend, "_share")
         started = time.perf_counter()
         try:
             yield
@@ -186,7 +186,7 @@ def operations(ours: Ours, picture) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     model, decoder = ours.model, ours.model.get_decoder()
-    inputs = ours.answerer.way.processor(text="<image>", images=[picture.load()], return_tensors="pt")
+    inputs = ours.answerer.backend.processor(text="<image>", images=[picture.load()], return_tensors="pt")
     with FlopCounterMode(display=False) as counted, torch.inference_mode():
         model.get_image_features(inputs["pixel_values"])
     layers = decoder.config.num_hidden_layers
@@ -213,7 +213,7 @@ def agreement(plain: Plain, questions: list, requests: list, theirs: list, ours:
     same, gaps = 0, []
     for question, request, a, b in zip(questions, requests, theirs, ours, strict=True):
         score = partial(tasks.TASKS[question.task].score, question)
-        same += score(plain.endings.text(a)) == score(plain.endings.text(b))
+        same += score(plain.stop_rule.text(a)) == score(plain.stop_rule.text(b))
         parted = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), None)
         if parted is not None:
             gaps.append(gap(plain, request, a, b, parted))
@@ -237,8 +237,8 @@ def gap(plain: Plain, request, a: list[int], b: list[int], parted: int) -> float
 def compare(args, title: str, folder: str, questions: list) -> None:
     import torch
 
-    from eval.answering.generate import Endings
-    from eval.answering.plan import plan
+    from eval.answering.generate import StopRule
+    from eval.answering.plan import plan_batches
     from eval.answering.workers import keep_memory
     from utils import models
     from utils.collate import Chat, PromptLengths
@@ -248,8 +248,8 @@ def compare(args, title: str, folder: str, questions: list) -> None:
     processor, model = models.load_processor(folder), models.load_model(folder, "fp32").eval()
     chat = Chat(processor)
     requests, lengths = requests_of(questions, chat), PromptLengths(processor, chat)
-    batches = plan([r.load(lengths, NEW) for r in requests], *batch_limits())
-    plain = Plain(model, processor, Endings(model, processor))
+    batches = plan_batches([r.memory_cost(lengths, NEW) for r in requests], *batch_limits())
+    plain = Plain(model, processor, StopRule(model, processor))
     ours = Ours(model, processor, models.family_of(model))
     plain_replies, plain_seconds, our_seconds, rates, parts = [], 0.0, [], [], []
     for turn in range(args.rounds):
@@ -293,15 +293,17 @@ def batch_limits() -> tuple[int, int]:
 # ---------------------------------------------------------------- workers
 def compare_workers(args, folder: str, questions: list) -> None:
     """One and two workers of one thread each, from when all have loaded and answered a first batch."""
-    from eval.answering.plan import plan
+    from eval.answering.plan import plan_batches
     from utils import models
     from utils.collate import Chat, PromptLengths
 
     processor = models.load_processor(folder)
     chat = Chat(processor)
     requests, lengths = requests_of(questions, chat), PromptLengths(processor, chat)
-    loads = [r.load(lengths, NEW) for r in requests]
-    batches = {n: [requests[i] for i in batch] for n, batch in enumerate(plan(loads, 64, batch_limits()[1]))}
+    costs = [r.memory_cost(lengths, NEW) for r in requests]
+    batches = {
+        n: [requests[i] for i in batch] for n, batch in enumerate(plan_batches(costs, 64, batch_limits()[1]))
+    }
     rates, apart = {}, []
     for count in (1, 2, 2, 1):
         rate, spread = worker_rate(folder, count, batches)

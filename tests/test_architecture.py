@@ -40,7 +40,9 @@ def graph() -> dict[str, set[str]]:
 
 
 def test_every_file_lies_in_a_known_room():
-    top = {p.name for p in ROOT.iterdir() if p.is_dir() and list(p.rglob("*.py")) and not p.name.startswith(".")}
+    top = {
+        p.name for p in ROOT.iterdir() if p.is_dir() and list(p.rglob("*.py")) and not p.name.startswith(".")
+    }
     assert top - {"tests", "runs", "data"} == FLOOR.keys() - {"scripts"}
 
 
@@ -64,6 +66,8 @@ def test_there_is_no_cycle():
 def test_no_module_imports_a_script():
     """Scripts and commands share through modules: nothing imports from a file that is run."""
     run = {
-        name for name, file in modules().items() if 'if __name__ == "__main__"' in file.read_text(encoding="utf-8")
+        name
+        for name, file in modules().items()
+        if 'if __name__ == "__main__"' in file.read_text(encoding="utf-8")
     }
     assert not [f"{name} -> {other}" for name, others in graph().items() for other in others & run]

@@ -2,19 +2,19 @@
 
 import functools
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import FAMILIES, ROOT, jsonl, picture_cell, read_table, run_script, write_table
 
-from eval.answering.plan import Load, plan
+from eval.answering.plan import MemoryCost, plan_batches
 from utils import checkpoint
 
 EVAL = "eval/MLLMU_eval.py"
@@ -96,7 +96,7 @@ def test_shared_prefixes_change_nothing(kind, mcq, evaluate, tiny, monkeypatch):
     from utils import models
 
     _, ours = evaluate("ours", evaluated_model=tiny[kind], mcq=mcq, max_new_tokens=12)
-    monkeypatch.setitem(models.FAMILIES, kind, replace(models.FAMILIES[kind], shares_prefix=False))
+    monkeypatch.setitem(models.FAMILIES, kind, replace(models.FAMILIES[kind], prefix_generation=False))
     _, plain = evaluate("plain", evaluated_model=tiny[kind], mcq=mcq, max_new_tokens=12, batch_size=1)
     assert_same(ours, plain)
 
@@ -122,10 +122,10 @@ def test_a_picture_is_encoded_once(evaluate, monkeypatch):
 
 def test_little_memory(evaluate, monkeypatch):
     """Batches are halved until they fit, from then on, and the answers are the same."""
-    from eval.answering.generate import SharedAnswers
+    from eval.answering.generate import PrefixCachedBackend
 
     _, whole = evaluate("whole")
-    sizes, answer = [], SharedAnswers.answer
+    sizes, answer = [], PrefixCachedBackend.answer
 
     def small(self, requests):
         sizes.append(len(requests))
@@ -133,26 +133,26 @@ def test_little_memory(evaluate, monkeypatch):
             raise torch.OutOfMemoryError("out of memory")
         return answer(self, requests)
 
-    monkeypatch.setattr(SharedAnswers, "answer", small)
+    monkeypatch.setattr(PrefixCachedBackend, "answer", small)
     _, halved = evaluate("halved")
     assert_same(whole, halved)
     assert max(sizes) > 12 and sum(size > 6 for size in sizes) <= 3, "what did not fit was not tried again"
     monkeypatch.setattr(
-        SharedAnswers, "answer", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("x"))
+        PrefixCachedBackend, "answer", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("x"))
     )
     with pytest.raises(SystemExit, match="not even one question fits"):
         evaluate("none")
 
 
-def loads(pictures: int, each: int, texts: int, tokens: int = 40) -> list[Load]:
-    about = [Load((f"picture {p}",), 100, tokens) for p in range(pictures) for _ in range(each)]
-    return about + [Load((), 0, tokens + i % 7) for i in range(texts)]
+def costs(pictures: int, each: int, texts: int, tokens: int = 40) -> list[MemoryCost]:
+    about = [MemoryCost((f"picture {p}",), 100, tokens) for p in range(pictures) for _ in range(each)]
+    return about + [MemoryCost((), 0, tokens + i % 7) for i in range(texts)]
 
 
 @pytest.mark.parametrize(("size", "tokens"), [(1, 10**6), (16, 10**6), (64, 1200), (10**6, 1), (200, 10**6)])
 def test_batches_keep_their_limits(size, tokens):
-    asked = loads(pictures=20, each=9, texts=180)
-    batches = plan(asked, size, tokens)
+    asked = costs(pictures=20, each=9, texts=180)
+    batches = plan_batches(asked, size, tokens)
     assert sorted(i for batch in batches for i in batch) == list(range(len(asked)))
     for batch in batches:
         assert len({len(asked[i].pictures) for i in batch}) == 1, "with and without pictures, apart"
@@ -162,8 +162,8 @@ def test_batches_keep_their_limits(size, tokens):
 
 
 def test_a_pictures_questions_stay_together():
-    asked = loads(pictures=20, each=9, texts=0)
-    batches = plan(asked, batch_size=40, batch_tokens=10**6)
+    asked = costs(pictures=20, each=9, texts=0)
+    batches = plan_batches(asked, batch_size=40, batch_tokens=10**6)
     homes = {}
     for number, batch in enumerate(batches):
         for i in batch:
@@ -184,13 +184,13 @@ def test_replies_are_greedy(kind, evaluate, tiny, mixed):
 
     _, lines = evaluate("x", evaluated_model=tiny[kind])
     model, processor = load_model(str(tiny[kind])).eval(), load_processor(str(tiny[kind]))
-    way = Answerer(model, processor, ALL[kind], 6).way
+    backend = Answerer(model, processor, ALL[kind], 6).backend
     rows = {row["ID"]: row for row in read_table(mixed / "MLLMU-Bench" / "forget_5")}
-    ends = way.endings.ends
+    ends = backend.stop_rule.end_tokens
     checked = 0
     for line in [line for line in lines if line["task"] == "generation"]:
         image = line["modality"] == "image"
-        assert line["prompt"] == way.collator.chat.prompt(_turn(line), int(image))
+        assert line["prompt"] == backend.collator.chat.prompt(_turn(line), int(image))
         pictures = [[Picture(rows[line["person"]]["image"]["bytes"], "x").load()]] if image else []
         inputs = encode(processor, [line["prompt"]], pictures, "left")
         start = inputs["input_ids"].shape[1]
@@ -246,7 +246,9 @@ def test_stopping_early_keeps_every_score(kind, evaluate, tiny, monkeypatch):
     from eval.answering import generate
 
     _, stopped = evaluate("stopped", evaluated_model=tiny[kind], max_new_tokens=12)
-    monkeypatch.setattr(generate.Endings, "decided", lambda self, request, reply: reply[-1] in self.ends)
+    monkeypatch.setattr(
+        generate.StopRule, "decided", lambda self, request, reply: reply[-1] in self.end_tokens
+    )
     _, whole = evaluate("whole", evaluated_model=tiny[kind], max_new_tokens=12)
     shorter = 0
     for a, b in zip(stopped, whole, strict=True):
@@ -262,27 +264,29 @@ def test_stopping_early_keeps_every_score(kind, evaluate, tiny, monkeypatch):
 def test_a_cloze_reply_ends_at_the_hit(processors):
     from types import SimpleNamespace
 
-    from eval.answering.generate import Endings, Request
+    from eval.answering.generate import Request, StopRule
 
     tokenizer = processors["llava"].tokenizer
     model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=None))
-    endings = Endings(model, processors["llava"])
+    stop_rule = StopRule(model, processors["llava"])
     reply = tokenizer("They live in Lisbon, I think", add_special_tokens=False)["input_ids"]
     cloze, letter = Request("p", hit="lisbon"), Request("p", letter=True)
-    cut = next(n for n in range(1, len(reply) + 1) if endings.decided(cloze, reply[:n]))
-    assert endings.text(reply[:cut]).endswith("Lisbon")
-    assert not any(endings.decided(Request("p"), reply[:n]) for n in range(1, len(reply) + 1))
-    assert endings.decided(Request("p"), [*reply, tokenizer.eos_token_id])
-    texts = {i: tokenizer.decode([i]) for i in set(range(len(tokenizer))) - endings.bytes - endings.ends}
+    cut = next(n for n in range(1, len(reply) + 1) if stop_rule.decided(cloze, reply[:n]))
+    assert stop_rule.text(reply[:cut]).endswith("Lisbon")
+    assert not any(stop_rule.decided(Request("p"), reply[:n]) for n in range(1, len(reply) + 1))
+    assert stop_rule.decided(Request("p"), [*reply, tokenizer.eos_token_id])
+    texts = {
+        i: tokenizer.decode([i]) for i in set(range(len(tokenizer))) - stop_rule.bytes - stop_rule.end_tokens
+    }
     dash = next(i for i, text in texts.items() if text.strip() and not any(c.isalnum() for c in text))
-    assert not endings.decided(letter, [dash]) and endings.decided(letter, [dash, *reply[:2]])
+    assert not stop_rule.decided(letter, [dash]) and stop_rule.decided(letter, [dash, *reply[:2]])
     # a byte that looks like a letter is none when the next one makes nonsense of both
     a, high = tokenizer.convert_tokens_to_ids(["<0x41>", "<0xC3>"])
-    assert endings.text([a]) == "A" and "A" not in endings.text([a, high])
-    assert not endings.decided(letter, [a]) and endings.decided(letter, [a, dash])
-    assert not endings.decided(letter, [a, high]) and not endings.decided(letter, [a, high, dash])
-    assert not endings.decided(Request("p", hit="a"), [a])
-    assert endings.text([a, dash]).startswith("A")
+    assert stop_rule.text([a]) == "A" and "A" not in stop_rule.text([a, high])
+    assert not stop_rule.decided(letter, [a]) and stop_rule.decided(letter, [a, dash])
+    assert not stop_rule.decided(letter, [a, high]) and not stop_rule.decided(letter, [a, high, dash])
+    assert not stop_rule.decided(Request("p", hit="a"), [a])
+    assert stop_rule.text([a, dash]).startswith("A")
 
 
 # ---------------------------------------------------------------- results
@@ -393,41 +397,43 @@ def assert_equal_files(one, other) -> None:
     assert a == b
 
 
-def command(model, data, output, **flags) -> list[str]:
-    given = {
-        "evaluated_model": model, "data_split_dir": data / "MLLMU-Bench", "forget_ratio": 5,
-        "splits": "forget", "max_new_tokens": 6, "output_dir": output, "batch_size": 2,
-    } | flags  # fmt: skip
-    words = [str(word) for flag, value in given.items() for word in (f"--{flag}", value)]
-    return [sys.executable, str(ROOT / EVAL), *words]
+KILLED = """
+import os, runpy, signal, sys
+from eval.answering import workers
+real, batches = workers.answer_batches, int(sys.argv.pop(1))
+def answer_batches(*args):
+    for count, answered in enumerate(real(*args)):
+        if count == batches:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield answered
+workers.answer_batches = answer_batches
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.mark.parametrize(("workers", "moments"), [("0", (0, 7)), ("0,0", (3,))])
 def test_a_killed_evaluation_goes_on(evaluate, mixed, tiny, tmp_path, workers, moments):
-    """kill -9 before the first batch is written and after some, then the same command again."""
+    """kill -9 before the first batch is written and after some, then the same settings again."""
     whole, _ = evaluate("whole", batch_size=2)
-    words = command(tiny["llava"], mixed, tmp_path / "x", gpus=workers)
-    for moment in moments:
-        process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        kill_after(process, moment, tmp_path / "x")
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert_equal_files(whole, tmp_path / "x" / "zero_shot" / "forget05")
+    flags = {
+        "evaluated_model": tiny["llava"], "data_split_dir": mixed / "MLLMU-Bench", "forget_ratio": 5,
+        "splits": "forget", "max_new_tokens": 6, "output_dir": tmp_path / "x", "batch_size": 2,
+        "gpus": workers,
+    }  # fmt: skip
+    words = [str(word) for flag, value in flags.items() for word in (f"--{flag}", value)]
+    for batches in moments:
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, str(batches), ROOT / EVAL, *words],
+            env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        (part,) = (tmp_path / "x" / "zero_shot").glob(".forget05.*.partial")
+        answers = part / "answers.jsonl"
+        assert answers.read_bytes().count(b"\n") == batches
+    folder, _ = evaluate("x", batch_size=2)
+    assert_equal_files(whole, folder)
     assert [p.name for p in (tmp_path / "x" / "zero_shot").iterdir()] == ["forget05"]
-
-
-def kill_after(process, batches: int, output) -> None:
-    """Kill the process when so many batches are on disk."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        found = list(output.glob("zero_shot/.forget05.*.partial"))
-        answers = found[0] / "answers.jsonl" if found else None
-        if answers and batches <= (answers.read_bytes().count(b"\n") if answers.is_file() else 0):
-            break
-        time.sleep(0.005)
-    assert process.poll() is None, "it ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
 
 
 def stopped(evaluate, monkeypatch, name: str, batches: int, **flags):
@@ -487,44 +493,46 @@ def test_two_runs_exclude_each_other(evaluate, tmp_path):
 
 
 def test_one_worker_per_gpu(monkeypatch):
-    from eval.answering.workers import devices
+    from eval.answering.workers import pick_devices
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert devices([1, 0, 1]) == ["cuda:1", "cuda:0", "cuda:1"]
+    assert pick_devices([1, 0, 1]) == ["cuda:1", "cuda:0", "cuda:1"]
     with pytest.raises(SystemExit, match="--gpus: there is no GPU 5; this process sees 2"):
-        devices([0, 5])
+        pick_devices([0, 5])
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
-    assert devices([0, 1]) == ["cpu"] * 2 and devices(range(8)) == ["cpu"] * 3
+    assert pick_devices([0, 1]) == ["cpu"] * 2 and pick_devices(range(8)) == ["cpu"] * 3
 
 
-def test_a_worker_that_fails(mixed, tiny, tmp_path):
+def test_a_worker_that_fails(evaluate, tiny, tmp_path, capfd):
     """A model that cannot be loaded: one line, no traceback, and nothing that looks like a result."""
     shutil.copytree(tiny["llava"], tmp_path / "broken")
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"not weights")
-    words = command(tmp_path / "broken", mixed, tmp_path / "x", gpus="0,0")
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and "error: cannot load the model" in done.stderr
-    assert "Traceback" not in done.stderr and not (tmp_path / "x" / "zero_shot" / "forget05").exists()
+    with pytest.raises(SystemExit, match="error: cannot load the model"):
+        evaluate("x", evaluated_model=tmp_path / "broken", gpus="0,0")
+    assert "Traceback" not in capfd.readouterr().err
+    assert not (tmp_path / "x" / "zero_shot" / "forget05").exists()
 
 
-def test_a_worker_that_dies(mixed, tiny, tmp_path):
-    """Killed from outside, as the system does for want of memory: the rest is told and kept."""
-    import psutil
+def test_a_worker_that_dies(evaluate, monkeypatch, tmp_path):
+    """Killed from outside, as the system does for want of memory: the same command then goes on."""
+    from eval.answering import workers
 
-    words = command(tiny["llava"], mixed, tmp_path / "x", gpus="0,0", batch_size=1)
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    deadline, children = time.monotonic() + 120, []
-    while len(children) < 2:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
-        found = psutil.Process(process.pid).children()
-        children = [child for child in found if "spawn_main" in " ".join(child.cmdline())]
-    children[-1].kill()
-    _, told = process.communicate(timeout=120)
-    assert process.returncode == 1 and "died (exit code -9" in told and "Traceback" not in told
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    whole, _ = evaluate("whole", batch_size=1)
+    wait, killed = workers.wait, []
+
+    def wait_and_kill(pipes):
+        if not killed:
+            killed.append(multiprocessing.active_children()[-1])
+            killed[0].kill()
+        return wait(pipes)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match=r"died \(exit code -9"):
+        patch.setattr(workers, "wait", wait_and_kill)
+        evaluate("x", gpus="0,0", batch_size=1)
+    assert not (tmp_path / "x" / "zero_shot" / "forget05").exists()
+    folder, _ = evaluate("x", batch_size=1)
+    assert_equal_files(whole, folder)
 
 
 def test_line_separators_in_texts(evaluate, mixed, monkeypatch, tmp_path):

@@ -7,12 +7,13 @@ import shutil
 
 import pytest
 import torch
-from conftest import RATIO, jsonl, picture_cell, run_script, sample, weights
+from conftest import FAMILIES, RATIO, jsonl, picture_cell, run_script, sample, weights
 
+from nano.stand_ins import STAND_INS
 from utils import models
 from utils.cli import Problems
 from utils.collate import IGNORE, Chat, Collator
-from utils.masks import Mask
+from utils.masks import Mask, today
 
 END = {
     "qwen2_vl_2b": "<|im_end|>",
@@ -26,7 +27,7 @@ END = {
     "idefics3": "<end_of_utterance>",
     "gemma3": "<end_of_turn>",
 }
-OTHERS = tuple(END)  # the stand-ins beside the paper's three families
+OTHERS = tuple(name for name in STAND_INS if name not in FAMILIES)  # beside the paper's three families
 CELLS = [picture_cell(32, 32), picture_cell(96, 64, "blue"), picture_cell(40, 160, "green")]
 
 
@@ -42,11 +43,23 @@ def problems_of(folder) -> list[str]:
 
 
 # ---------------------------------------------------------------- parts
+@pytest.mark.parametrize("family", models.FAMILIES)
 def test_the_search_finds_what_the_table_says(family, tiny):
     model = models.load_model(str(tiny[family]))
     found, listed = models.find_parts(model), models.FAMILIES[family]
     assert set(found.vision) == set(listed.vision) and set(found.language) == set(listed.language)
     assert found.head_knows_pictures == listed.head_knows_pictures
+
+
+@pytest.mark.parametrize(
+    ("name", "old"),
+    [("qwen2_5_vl", (("model.visual.", "visual."), ("model.language_model.", "model."))), ("qwen3_vl", ())],
+)
+def test_names_of_transformers_4(name, old, tiny):
+    """Masks of the released code have them."""
+    for new in dict(models.empty_model(str(tiny[name])).named_parameters()):
+        written = next((o + new.removeprefix(n) for n, o in old if new.startswith(n)), new)
+        assert today(written, name) == today(new, name) == new
 
 
 def test_parts_of_other_families(other):

@@ -9,8 +9,8 @@ from conftest import Made, picture_cell, run_script, sample
 from safetensors import safe_open
 from transformers import AutoConfig, GenerationConfig
 
-from eval.answering.generate import Answerer, PlainAnswers, Request, SharedAnswers
-from eval.answering.shared_prefix import longest
+from eval.answering.generate import Answerer, GenerateBackend, PrefixCachedBackend, Request
+from eval.answering.shared_prefix import length_limit
 from nano.stand_ins import STAND_INS, Files, Size, differences, train_tokenizer, write
 from utils import models
 from utils.collate import IGNORE, Chat, Collator, encode
@@ -20,12 +20,18 @@ TEXTS = [
     "Who is this person in the picture? Ann Li lives in Paris, France, and is a 42 year old writer.",
     "Which city does he live in? She was born in Rome in 1984 and wrote The River of Light.",
 ]
-SHARING = ("llava", "qwen2_vl", "qwen2_vl_2b", "mllama", "bakllava", "pixtral")
+# the table's, and other checkpoints of its families
+SHARING = {name for name, family in models.FAMILIES.items() if family.prefix_generation}
+SHARING |= {"qwen2_vl_2b", "bakllava", "pixtral"}
 
 
 @pytest.fixture(params=STAND_INS)
 def name(request) -> str:
     return request.param
+
+
+def test_every_family_of_the_table_has_a_stand_in():
+    assert set(models.FAMILIES) <= set(STAND_INS), "add it to nano/stand_ins.py"
 
 
 # ---------------------------------------------------------------- what differs from the published
@@ -222,15 +228,17 @@ def test_no_label_is_a_picture(name, loaded):
 def requests(chat: Chat, large: bool = True) -> list[Request]:
     """About pictures of many shapes, up to 1024 x 1024 if large, few-shot, and in text alone."""
     pictures = [picture(32, 32, "red"), picture(96, 64, "blue"), picture(40, 160, "green")]
-    if large:
-        pictures += [picture(1024, 1024, "white"), picture(1024, 512, "black"), picture(300, 700, "yellow")]
     who, city, why = (
         "Who is this?",
         "Which city does this person live in, Paris or Rome?",
         "Why did she write The River of Light in 1984?",
     )
-    asked = [Request(chat.prompt(words, 1), [p]) for p in pictures for words in (who, city)]
-    asked += [Request(chat.prompt(who, 1, [(city, 1, "Paris")]), [pictures[1], p]) for p in pictures[:3]]
+    asked = [Request(chat.prompt(who, 1, [(city, 1, "Paris")]), [pictures[1], p]) for p in pictures]
+    if large:
+        pictures.append(picture(1024, 1024, "white"))
+        others = picture(1024, 512, "black"), picture(300, 700, "yellow")
+        asked += [Request(chat.prompt(who, 1), [p]) for p in others]
+    asked += [Request(chat.prompt(words, 1), [p]) for p in pictures for words in (who, city)]
     return asked + [Request(chat.prompt(words, 0)) for words in (who, city, why)]
 
 
@@ -257,16 +265,18 @@ def bare_replies(model, processor, asked: list[Request], ends: set[int], new: in
 def check_replies(it, new: int = 8, large: bool = True) -> Answerer:
     """In batches as one at a time, and as the bare way; options' scores likewise."""
     answerer = Answerer(it.model, it.processor, it.family, new)
-    plain = answerer.way if isinstance(answerer.way, PlainAnswers) else answerer.way.plain
+    plain = answerer.backend if isinstance(answerer.backend, GenerateBackend) else answerer.backend.plain
     groups = by_pictures(requests(Chat(it.processor), large))
     for group in groups:
         replies = answerer.answer(group)
         assert replies == [answerer.answer([request])[0] for request in group]
-        assert replies == bare_replies(it.model, it.processor, group, answerer.way.endings.ends, new)
+        assert replies == bare_replies(
+            it.model, it.processor, group, answerer.backend.stop_rule.end_tokens, new
+        )
         answerer = Answerer(
             it.model, it.processor, it.family, new
         )  # whose settings the bare way has replaced
-    for group in groups:
+    for group in [group[::2] for group in groups]:  # every picture once
         for request in group:
             request.options = ["Paris", "The River of Light"]
         for scores, request in zip(answerer.answer(group), group):
@@ -278,7 +288,7 @@ def check_replies(it, new: int = 8, large: bool = True) -> Answerer:
 def test_replies_are_those_of_the_bare_way(name, loaded, capsys):
     """Also where the checkpoint samples or penalises repetitions (Qwen2.5-VL, LLaVA-OneVision)."""
     answerer = check_replies(loaded(name))
-    assert isinstance(answerer.way, SharedAnswers if name in SHARING else PlainAnswers)
+    assert isinstance(answerer.backend, PrefixCachedBackend if name in SHARING else GenerateBackend)
     assert "note" not in capsys.readouterr().out
 
 
@@ -336,8 +346,8 @@ def variant(tmp_path_factory):
 )  # fmt: skip
 def test_what_is_longer_than_a_window_is_answered_plainly(name, fields, limit, variant):
     it = variant(name, fields)
-    assert longest(it.model)[0] == limit
-    assert isinstance(check_replies(it, large=False).way, SharedAnswers)
+    assert length_limit(it.model)[0] == limit
+    assert isinstance(check_replies(it, large=False).backend, PrefixCachedBackend)
 
 
 SMALL = {
@@ -368,7 +378,7 @@ def test_an_attention_of_another_kind_is_answered_plainly(text, attn, reason, va
     """A LLaVA on another language model: said on the screen, and the replies are right."""
     it = variant("bakllava", {"text_config": text}, attn)
     answerer = check_replies(it, new=4, large=False)
-    assert isinstance(answerer.way, PlainAnswers)
+    assert isinstance(answerer.backend, GenerateBackend)
     said = capsys.readouterr().out
     assert "note: answered in plain batches" in said and reason in said
 

@@ -33,8 +33,9 @@ class Family:
     vision, language: paths of modules (or of single parameters, as LLaVA-NeXT's line-end embedding).
     old_names: (pattern, replacement) pairs that turn transformers 4 parameter names into today's.
     head_knows_pictures: whether the head has a row for the picture tokens, so that they could be labels.
-    shares_prefix: whether eval/answering/shared_prefix.py knows how its text sees pictures: as earlier
-    tokens, whose positions may be two-dimensional (mrope), or by cross_attention.
+    prefix_generation: whether replies may be generated behind shared prefixes
+    (eval/answering/shared_prefix.py): its text sees pictures as earlier tokens, whose positions may be
+    two-dimensional (mrope), or by cross_attention.
     """
 
     title: str
@@ -43,7 +44,7 @@ class Family:
     language: tuple[str, ...]
     old_names: tuple[tuple[str, str], ...] = ()
     head_knows_pictures: bool = True
-    shares_prefix: bool = False
+    prefix_generation: bool = False
     mrope: bool = False
     cross_attention: bool = False
 
@@ -60,7 +61,7 @@ FAMILIES = {
             (r"^(?:model\.)?vision_tower\.(?:vision_model\.)?", "model.vision_tower."),
             (r"^multi_modal_projector\.", "model.multi_modal_projector."),
         ),
-        shares_prefix=True,
+        prefix_generation=True,
     ),
     "qwen2_vl": Family(
         title="Qwen2-VL",
@@ -71,7 +72,27 @@ FAMILIES = {
             (r"^visual\.", "model.visual."),
             (r"^model\.(?!visual\.|language_model\.)", "model.language_model."),
         ),
-        shares_prefix=True,
+        prefix_generation=True,
+        mrope=True,
+    ),
+    "qwen2_5_vl": Family(
+        title="Qwen2.5-VL",
+        made_of=("qwen2_5_vl_text",),
+        vision=("model.visual",),
+        language=("model.language_model", "lm_head"),
+        old_names=(
+            (r"^visual\.", "model.visual."),
+            (r"^model\.(?!visual\.|language_model\.)", "model.language_model."),
+        ),
+        prefix_generation=True,
+        mrope=True,
+    ),
+    "qwen3_vl": Family(  # its transformers 4 names are today's
+        title="Qwen3-VL",
+        made_of=("qwen3_vl_text",),
+        vision=("model.visual",),
+        language=("model.language_model", "lm_head"),
+        prefix_generation=True,
         mrope=True,
     ),
     "mllama": Family(
@@ -85,7 +106,7 @@ FAMILIES = {
             (r"^(vision_model|multi_modal_projector)\.", r"model.\1."),
         ),
         head_knows_pictures=False,
-        shares_prefix=True,
+        prefix_generation=True,
         cross_attention=True,
     ),
 }

@@ -11,62 +11,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from eval.answering.plan import Load
+from eval.answering.plan import Request
 from eval.answering.shared_prefix import (
     PER_TOKEN,
-    Continued,
+    DecodeState,
     Prefixes,
     SharedPrefix,
-    longest,
+    length_limit,
     on_device,
     rotary_limit,
     rows_at_once,
 )
-from utils.collate import Chat, Collator, PromptLengths, adds_special_tokens, encode
-from utils.data import Picture
+from utils.collate import Chat, Collator, adds_special_tokens, encode
 from utils.losses import label_logits
-
-
-@dataclass
-class Request:
-    """A rendered prompt with its pictures in order, and what decides its score.
-
-    letter: the reply's first letter or digit. hit: whether these words occur in the reply, ignoring case.
-    options: texts whose log-likelihood as the answer is wanted instead of a reply, divided by their length in
-    bytes or in tokens (`per`). With none of them the reply runs to the end of its turn.
-    """
-
-    prompt: str
-    pictures: list[Picture] = field(default_factory=list)
-    letter: bool = False
-    hit: str | None = None
-    options: list[str] | None = None
-    per: Literal["byte", "token"] = "byte"
-
-    @property
-    def kind(self) -> tuple[bool, bool]:
-        """Requests of one kind go through the model together."""
-        return self.letter, self.options is not None
-
-    def loaded(self) -> list:
-        return [picture.load() for picture in self.pictures]
-
-    def load(self, lengths: PromptLengths, new: int) -> Load:
-        """What it puts into memory, with replies of at most `new` tokens."""
-        rows = 1 if self.options is None else len(self.options)
-        new = 0 if self.letter or self.options else new  # nearly all are decided by the prompt's forward
-        shared = sum(lengths.picture(picture) for picture in self.pictures)
-        longest = max(self.options or [""], key=len)
-        return Load(tuple(self.pictures), shared, lengths.text(self.prompt + longest) + new, rows)
-
-    def mean(self, option: str, log_prob: float, tokens: int) -> float:
-        """An option's log-probability by its length."""
-        return log_prob / (tokens if self.per == "token" else len(option.encode()))
 
 
 class Answerer:
@@ -74,11 +35,13 @@ class Answerer:
 
     def __init__(self, model, processor, family, max_new_tokens: int):
         model.eval()
-        self.way = plain = PlainAnswers(model, processor, family, Endings(model, processor), max_new_tokens)
-        if family.shares_prefix:
-            limit, why = longest(model)
+        self.backend = plain = GenerateBackend(
+            model, processor, family, StopRule(model, processor), max_new_tokens
+        )
+        if family.prefix_generation:
+            limit, why = length_limit(model)
             if limit:
-                self.way = SharedAnswers(plain, model, processor, family, max_new_tokens, limit)
+                self.backend = PrefixCachedBackend(plain, model, processor, family, max_new_tokens, limit)
             else:
                 print(f"note: answered in plain batches, which is slower: {why}")
         self.largest: int | None = None  # requests at once that fitted into memory after some did not
@@ -98,7 +61,7 @@ class Answerer:
 
     def _halving(self, requests: list[Request]) -> list[str | list[float]]:
         try:
-            return self.way.answer(requests)
+            return self.backend.answer(requests)
         except torch.OutOfMemoryError as why:
             if len(requests) == 1:
                 raise SystemExit(f"error: not even one question fits into the GPU's memory: {why}") from why
@@ -108,21 +71,21 @@ class Answerer:
         return self.answer(requests)
 
 
-class Endings:
-    """When a reply's score is decided, token by token."""
+class StopRule:
+    """When to stop a reply: as soon as its score is decided."""
 
     def __init__(self, model, processor):
         self.tokenizer = tokenizer = processor.tokenizer
         own = model.generation_config.eos_token_id  # Llama and Qwen end a reply in several ways
         ends = {tokenizer.convert_tokens_to_ids(Chat(processor).end), tokenizer.eos_token_id}
-        self.ends = (ends | set(own if isinstance(own, list) else [own])) - {None}
+        self.end_tokens = (ends | set(own if isinstance(own, list) else [own])) - {None}
         # <0x41> is an A, unless more such bytes follow that make it a part of something else
         names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
         self.bytes = {i for i, name in enumerate(names) if re.fullmatch("<0x[0-9A-Fa-f]{2}>", name or "")}
 
     def decided(self, request: Request, reply: Sequence[int]) -> bool:
         """Whether no further token can change the score of a reply that was undecided before its last one."""
-        if reply[-1] in self.ends:
+        if reply[-1] in self.end_tokens:
             return True
         if reply[-1] in self.bytes:
             return False
@@ -134,7 +97,7 @@ class Endings:
         return self.tokenizer.decode(reply, skip_special_tokens=True).strip()
 
 
-# ---------------------------------------------------------------- what is shared is computed once
+# ---------------------------------------------------------------- backend: prefixes computed once
 @dataclass
 class Row:
     """A prompt, or a prompt with one of its options, behind the prefix `group`.
@@ -143,7 +106,7 @@ class Row:
     end of `tokens`. score: their log-probability.
     """
 
-    request: int  # place among the requests of the call
+    request: int  # index among the requests of the call
     tokens: list[int]
     labels: list[int] = field(default_factory=list)
     group: int = -1
@@ -152,14 +115,14 @@ class Row:
     score: float = 0.0
 
 
-class SharedAnswers:
+class PrefixCachedBackend:
     """Requests with the same pictures, or of the same kind without any, share the beginning of their
     prompts. limit: of a prompt with its reply, in tokens; `plain` answers what is longer."""
 
-    def __init__(self, plain: PlainAnswers, model, processor, family, max_new_tokens: int, limit: float):
+    def __init__(self, plain: GenerateBackend, model, processor, family, max_new_tokens: int, limit: float):
         self.plain, self.engine, self.limit = plain, SharedPrefix(model, family), limit
         self.processor, self.tokenizer = processor, processor.tokenizer
-        self.collator, self.endings = plain.collator, plain.endings
+        self.collator, self.stop_rule = plain.collator, plain.stop_rule
         self.pictures = set(self.collator.image_ids.tolist())
         self.max_new_tokens = max_new_tokens
 
@@ -168,7 +131,7 @@ class SharedAnswers:
         new = lambda row: 2 if row.labels else self.max_new_tokens
         long = {row.request for row in rows if lengths[row.group] + len(row.tokens) + new(row) > self.limit}
         if long:
-            return self._apart(requests, long)
+            return self._with_long_ones(requests, long)
         prefixes = self.engine.prefill(inputs, lengths)
         out: list[str | list[float]] = [[] if r.options is not None else "" for r in requests]
         with self.engine.attention():
@@ -184,11 +147,11 @@ class SharedAnswers:
                 option = request.options[len(out[row.request])]
                 out[row.request].append(request.mean(option, row.score, len(row.labels)))
             else:
-                out[row.request] = self.endings.text(row.reply)
+                out[row.request] = self.stop_rule.text(row.reply)
         return out
 
-    def _apart(self, requests: list[Request], long: set[int]) -> list[str | list[float]]:
-        """The long requests by the plain way, the others by this."""
+    def _with_long_ones(self, requests: list[Request], long: set[int]) -> list[str | list[float]]:
+        """The long requests by `plain`, the others by this backend."""
         short = [i for i in range(len(requests)) if i not in long]
         out = dict(zip(sorted(long), self.plain.answer([requests[i] for i in sorted(long)])))
         if short:
@@ -223,17 +186,17 @@ class SharedAnswers:
             lengths.append(head + common)
         return rows, inputs, lengths
 
-    def _rows(self, place: int, request: Request):
+    def _rows(self, index: int, request: Request):
         """(row with all its tokens, text that begins with them)."""
         if request.options is None:
-            yield Row(place, self._ids(request.prompt)), request.prompt
+            yield Row(index, self._ids(request.prompt)), request.prompt
             return
         for option in request.options:
             answer = self.collator.chat.answer(option)
             text = request.prompt + answer
             ids, count = self._ids(text), self.collator.answer_tokens(text, answer)
             # the last label needs not be read, and the end of turn, behind it, is no label
-            yield Row(place, ids[:-2], labels=ids[-count:-1]), text
+            yield Row(index, ids[:-2], labels=ids[-count:-1]), text
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=adds_special_tokens(self.tokenizer, text))["input_ids"]
@@ -254,36 +217,36 @@ class SharedAnswers:
         return tensors
 
     # ------------------------------------------------------------ the model's answers
-    def _continue(self, prefixes: Prefixes, rows: list[Row], new: int) -> Continued:
-        return self.engine.rows(
+    def _decode_state(self, prefixes: Prefixes, rows: list[Row], new: int) -> DecodeState:
+        return self.engine.decode_state(
             prefixes, [row.group for row in rows], [row.tokens + row.reply for row in rows], new
         )
 
     def _score(self, prefixes: Prefixes, rows: list[Row]) -> None:
         """The log-probability of each row's labels."""
-        for wave in waves(rows):
-            keep = max(len(row.labels) for row in wave)
-            logits = self._continue(prefixes, wave, new=0).prompt(keep)  # (B, keep, V)
-            for row, own in zip(wave, logits):
+        for micro_batch in micro_batches(rows):
+            keep = max(len(row.labels) for row in micro_batch)
+            logits = self._decode_state(prefixes, micro_batch, new=0).prompt(keep)  # (B, keep, V)
+            for row, own in zip(micro_batch, logits):
                 labels = torch.tensor(row.labels, device=own.device)
                 log_prob = own[keep - len(labels) :].float().log_softmax(-1).gather(1, labels[:, None])
                 row.score = float(log_prob.double().sum())
 
     def _first_tokens(self, prefixes: Prefixes, requests: list[Request], rows: list[Row]) -> None:
-        for wave in waves(rows):
-            tokens = self._continue(prefixes, wave, new=0).prompt(1)[:, 0].argmax(-1)
-            self._say(requests, wave, tokens)
+        for micro_batch in micro_batches(rows):
+            tokens = self._decode_state(prefixes, micro_batch, new=0).prompt(1)[:, 0].argmax(-1)
+            self._append(requests, micro_batch, tokens)
 
     def _replies(self, prefixes: Prefixes, requests: list[Request], rows: list[Row]) -> None:
         """Replies to their ends. Finished rows leave once they are a tenth of the batch."""
         if not rows:
             return
         live = longest_first(rows)
-        state = self._continue(prefixes, live, new=self.max_new_tokens)
+        state = self._decode_state(prefixes, live, new=self.max_new_tokens)
         logits = state.prompt(1)[:, 0]
         while True:
             tokens = logits.argmax(-1)
-            self._say(requests, live, tokens)
+            self._append(requests, live, tokens)
             going = [i for i, row in enumerate(live) if not row.done]
             if not going:
                 return
@@ -293,12 +256,12 @@ class SharedAnswers:
                 live, tokens = [live[i] for i in going], tokens[chosen]
             logits = state.step(tokens)
 
-    def _say(self, requests: list[Request], rows: list[Row], tokens: torch.Tensor) -> None:
+    def _append(self, requests: list[Request], rows: list[Row], tokens: torch.Tensor) -> None:
         """One more token of each reply that is not done."""
         for row, token in zip(rows, tokens.tolist()):
             if not row.done:
                 row.reply.append(token)
-                decided = self.endings.decided(requests[row.request], row.reply)
+                decided = self.stop_rule.decided(requests[row.request], row.reply)
                 row.done = decided or len(row.reply) == self.max_new_tokens
 
 
@@ -312,8 +275,8 @@ def longest_first(rows: list[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: -len(row.tokens) - len(row.reply))
 
 
-def waves(rows: list[Row]) -> Iterator[list[Row]]:
-    """Rows of similar length, longest first, as many as go through the model at once."""
+def micro_batches(rows: list[Row]) -> Iterator[list[Row]]:
+    """Rows of similar length, longest first, in parts that fit one forward."""
     rows = longest_first(rows)
     while rows:
         size = rows_at_once(len(rows[0].tokens))
@@ -321,12 +284,12 @@ def waves(rows: list[Row]) -> Iterator[list[Row]]:
         rows = rows[size:]
 
 
-# ---------------------------------------------------------------- by transformers' generate
-class PlainAnswers:
+# ---------------------------------------------------------------- backend: transformers' generate
+class GenerateBackend:
     """Every prompt whole, in left-padded batches of one kind: works with any family."""
 
-    def __init__(self, model, processor, family, endings: Endings, max_new_tokens: int):
-        self.model, self.processor, self.endings = model, processor, endings
+    def __init__(self, model, processor, family, stop_rule: StopRule, max_new_tokens: int):
+        self.model, self.processor, self.stop_rule = model, processor, stop_rule
         self.collator = Collator(processor, family, end_of_turn=False)
         self.alone_from = rotary_limit(model)
         pad = processor.tokenizer.pad_token_id
@@ -335,8 +298,8 @@ class PlainAnswers:
         model.generation_config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            eos_token_id=sorted(endings.ends),
-            pad_token_id=min(endings.ends) if pad is None else pad,
+            eos_token_id=sorted(stop_rule.end_tokens),
+            pad_token_id=min(stop_rule.end_tokens) if pad is None else pad,
         )
 
     def answer(self, requests: list[Request]) -> list[str | list[float]]:
@@ -344,9 +307,9 @@ class PlainAnswers:
         for i, request in enumerate(requests):
             kinds.setdefault(request.kind, []).append(i)
         answers = {}
-        for (_, scored), places in kinds.items():
-            way = self._score if scored else self._reply
-            answers |= zip(places, way([requests[i] for i in places]))
+        for (_, scored), indices in kinds.items():
+            answer = self._score if scored else self._reply
+            answers |= zip(indices, answer([requests[i] for i in indices]))
         return [answers[i] for i in range(len(requests))]
 
     def _reply(self, requests: list[Request]) -> list[str]:
@@ -356,9 +319,9 @@ class PlainAnswers:
         start = inputs["input_ids"].shape[1]
         if self._alone(start + self.model.generation_config.max_new_tokens, len(requests)):
             return [self._reply([request])[0] for request in requests]
-        stop = StoppingCriteriaList([Decided(self.endings, requests, start)])
+        stop = StoppingCriteriaList([StopCriterion(self.stop_rule, requests, start)])
         tokens = self.model.generate(**inputs, stopping_criteria=stop)
-        return [self.endings.text(reply) for reply in tokens[:, start:]]
+        return [self.stop_rule.text(reply) for reply in tokens[:, start:]]
 
     def _score(self, requests: list[Request]) -> list[list[float]]:
         pairs = [(r, option) for r in requests for option in r.options]
@@ -386,13 +349,13 @@ class PlainAnswers:
         return rows > 1
 
 
-class Decided(StoppingCriteria):
-    """Ends each reply as `Endings` says."""
+class StopCriterion(StoppingCriteria):
+    """Ends each reply as `StopRule` says."""
 
-    def __init__(self, endings: Endings, requests: list[Request], start: int):
-        self.endings, self.requests, self.start = endings, requests, start
+    def __init__(self, stop_rule: StopRule, requests: list[Request], start: int):
+        self.stop_rule, self.requests, self.start = stop_rule, requests, start
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
         replies = zip(self.requests, input_ids[:, self.start :].tolist())
-        done = [self.endings.decided(request, reply) for request, reply in replies]
+        done = [self.stop_rule.decided(request, reply) for request, reply in replies]
         return torch.tensor(done, device=input_ids.device)

@@ -137,25 +137,27 @@ def _answer(
     args, questions: list[Question], todo: list[Question], request: Callable, path: Path
 ) -> list[Batch]:
     """Answer what is still to do, in the batches of the whole list; each is on disk when it is done."""
-    from eval.answering.plan import plan
-    from eval.answering.workers import Setup, answer_batches, devices
+    from eval.answering.plan import plan_batches
+    from eval.answering.workers import Setup, answer_batches, pick_devices
     from utils.collate import Chat, PromptLengths
 
-    places = devices(args.gpus)
+    devices = pick_devices(args.gpus)
     processor = models.load_processor(args.evaluated_model, args.original_model)
     chat = Chat(processor)
     requests = {q.id: request(q, chat) for q in questions}
     lengths = PromptLengths(processor, chat)
-    loads = [requests[q.id].load(lengths, args.max_new_tokens) for q in questions]
+    costs = [requests[q.id].memory_cost(lengths, args.max_new_tokens) for q in questions]
     wanted = {q.id for q in todo}
-    batches = [[questions[i] for i in batch] for batch in plan(loads, args.batch_size, args.batch_tokens)]
+    batches = [
+        [questions[i] for i in batch] for batch in plan_batches(costs, args.batch_size, args.batch_tokens)
+    ]
     batches = [[q for q in batch if q.id in wanted] for batch in batches]
     batches = {number: batch for number, batch in enumerate(batches) if batch}
     setup = Setup(args.evaluated_model, args.original_model, args.dtype, args.attn, args.max_new_tokens)
     asked = {number: [requests[q.id] for q in batch] for number, batch in batches.items()}
     out = []
-    with path.open("ab") as file, Progress(len(todo), places) as progress:
-        for done in answer_batches(setup, places, asked):
+    with path.open("ab") as file, Progress(len(todo), devices) as progress:
+        for done in answer_batches(setup, devices, asked):
             batch = batches[done.batch]
             answered = zip(batch, done.answers, strict=True)
             scored = [Prediction.of(q, requests[q.id].prompt, reply) for q, reply in answered]
@@ -169,16 +171,16 @@ class Progress:
     """One line per worker: questions answered, its even share of those that are left, and the time they
     will take."""
 
-    def __init__(self, total: int, places: Sequence[str]):
+    def __init__(self, total: int, devices: Sequence[str]):
         from tqdm import tqdm
 
         self.left = total
         self.bars = [
             tqdm(
-                total=-(-total // len(places)), position=i, unit="question", desc=f"worker {i} ({place})",
+                total=-(-total // len(devices)), position=i, unit="question", desc=f"worker {i} ({device})",
                 mininterval=1.0, smoothing=0.1,
             )
-            for i, place in enumerate(places)
+            for i, device in enumerate(devices)
         ]  # fmt: skip
 
     def update(self, worker: int, answered: int) -> None:

@@ -8,13 +8,13 @@ through the model once, with its picture, and its keys and values stay one copy 
     reply     (B, 1)  one token a step
 
 In the last two, a row attends to its picture's prefix and to its own tokens. While decoding, the questions
-about one picture read their prefix together, in one product; own keys and values lie in place from the
-beginning, so that nothing is copied from step to step. Padding is masked and takes no position: every token
-sees what it sees when its question is asked alone.
+about one picture read their prefix together, in one product; own keys and values are written into a buffer
+allocated once, so that nothing is copied from step to step. Padding is masked and takes no position: every
+token sees what it sees when its question is asked alone.
 
 Works with models whose attention is pluggable (transformers' AttentionInterface) and whose text sees pictures
-through earlier tokens (LLaVA, Qwen2-VL) or through cross-attention (Llama-3.2-Vision). `longest` tells for
-which sequences; everything else is answered by transformers' `generate`.
+through earlier tokens (LLaVA, Qwen-VL) or through cross-attention (Llama-3.2-Vision). `length_limit` says up
+to which length; everything else is answered by transformers' `generate`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-CHUNK = 2048  # tokens of a forward over prompts: enough to keep the machine busy, and activations stay small
+MICRO_BATCH = 2048  # tokens of a forward over prompts: enough to use the machine, and activations stay small
 PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "cross_attention_mask")
 
 
@@ -64,56 +64,56 @@ def _pick(layer: DynamicLayer, rows: torch.Tensor) -> DynamicLayer:
     return picked
 
 
-class Own(DynamicLayer):
-    """A layer's keys and values (B, heads, T, D) of B rows behind their prefixes, with room for `room`
-    tokens: written in place. Without room nothing is kept: the rows are read once and end."""
+class SuffixCache(DynamicLayer):
+    """A layer's keys and values (B, heads, T, D) of B suffixes, in a buffer of `room` tokens allocated once.
+    Without room nothing is kept: the rows are read once and end."""
 
     def __init__(self, prefix: DynamicLayer, rows: int, room: int):
         super().__init__()
         self.lazy_initialization(prefix.keys, prefix.values)
         _, heads, _, width = prefix.keys.shape
         self.begin, self.length, self.prefix = 0, 0, prefix
-        # zeros: what is never written is masked, and must be finite for that
-        self.whole = [prefix.keys.new_zeros(rows, heads, room, width) for _ in range(2)]
+        # zeros: unwritten places are masked, which works on finite numbers only
+        self.buffers = [prefix.keys.new_zeros(rows, heads, room, width) for _ in range(2)]
 
     def update(self, key_states, value_states, *args, **kwargs):
         start, self.length = self.length, self.length + key_states.shape[2]
-        if self.whole[0].shape[2] == 0:
+        if self.buffers[0].shape[2] == 0:
             return key_states, value_states
-        for whole, new in zip(self.whole, (key_states, value_states)):
-            whole[:, :, start : self.length] = new
-        self.keys, self.values = (whole[:, :, self.begin : self.length] for whole in self.whole)
+        for buffer, new in zip(self.buffers, (key_states, value_states)):
+            buffer[:, :, start : self.length] = new
+        self.keys, self.values = (buffer[:, :, self.begin : self.length] for buffer in self.buffers)
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
         return self.length
 
-    def part(self, rows: slice, begin: int) -> Own:
-        """Some rows from a token on, in the same memory."""
-        part = copy(self)
-        part.whole, part.begin, part.length = [whole[rows] for whole in self.whole], begin, begin
-        return part
+    def view(self, rows: slice, begin: int) -> SuffixCache:
+        """Some rows, from a token on, sharing memory."""
+        view = copy(self)
+        view.buffers, view.begin, view.length = [buffer[rows] for buffer in self.buffers], begin, begin
+        return view
 
 
 # ---------------------------------------------------------------- attention
 @dataclass
-class Rows:
-    """Where B rows find their prefixes. Rows of one prefix sit side by side in a grid of P × `most` places.
+class RowIndex:
+    """Where B rows find their prefixes. Rows of one prefix are side by side in a grid of P × `most` slots.
 
-    group: (B,) each row's prefix. place: (B,) its place in the grid. row: (P · most,) the row at each place,
-    any row at an empty one. hidden: what is added to attention scores, 0 or −inf: to those of the prefix,
+    group: (B,) each row's prefix. slot: (B,) its slot in the grid. row: (P · most,) the row at each slot,
+    any row at an empty one. bias: what is added to attention scores, 0 or −inf: to those of the prefix,
     (P, 1, 1, L), and of own tokens, (B, 1, 1, S + new).
     """
 
     layers: list[DynamicLayer]
     group: torch.Tensor
-    place: torch.Tensor
+    slot: torch.Tensor
     row: torch.Tensor
-    hidden: tuple[torch.Tensor, torch.Tensor]
+    bias: tuple[torch.Tensor, torch.Tensor]
 
     @property
     def most(self) -> int:
-        return len(self.row) // len(self.hidden[0])
+        return len(self.row) // len(self.bias[0])
 
     def gather(self, rows: torch.Tensor) -> torch.Tensor:
         """(B, heads, n, D) -> (P, heads, most · n, D)."""
@@ -125,10 +125,10 @@ class Rows:
         """(P, heads, most · n, D) -> (B, heads, n, D)."""
         count, heads, _, width = grid.shape
         grid = grid.view(count, heads, self.most, -1, width).transpose(1, 2)
-        return grid.reshape(count * self.most, heads, -1, width)[self.place]
+        return grid.reshape(count * self.most, heads, -1, width)[self.slot]
 
 
-def attend(module, query, key, value, attention_mask, scaling=None, shared: Rows | None = None, **kwargs):
+def attend(module, query, key, value, attention_mask, scaling=None, shared: RowIndex | None = None, **kwargs):
     """Attention over a prefix and own tokens, for transformers' AttentionInterface.
 
     query (B, H, S, D), key and value (B, G, T, D) with G dividing H. Returns (B, S, H, D) and no weights.
@@ -136,31 +136,35 @@ def attend(module, query, key, value, attention_mask, scaling=None, shared: Rows
     batch, heads, length, width = query.shape
     layer = shared.layers[module.layer_idx]
     scaling = width**-0.5 if scaling is None else scaling
-    if isinstance(layer, Own) and length > 1:
-        out = _over_joined(query, key, value, layer, attention_mask, scaling, shared)
+    if isinstance(layer, SuffixCache) and length > 1:
+        out = _prompt_attention(query, key, value, layer, attention_mask, scaling, shared)
         return out.transpose(1, 2), None
     query = query.reshape(batch, key.shape[1], -1, width)  # (B, G, H/G · S, D): heads of one key side by side
-    if isinstance(layer, Own):
-        out = _over_both(query, key, value, layer, scaling, shared)
+    if isinstance(layer, SuffixCache):
+        out = _decode_attention(query, key, value, layer, scaling, shared)
     else:
-        out = _over_pictures(query, key, value, attention_mask, scaling, shared)
+        out = _cross_attention(query, key, value, attention_mask, scaling, shared)
     return out.reshape(batch, heads, length, width).transpose(1, 2), None
 
 
-def _over_both(query, key, value, layer: Own, scaling: float, shared: Rows) -> torch.Tensor:
-    """Decoding: one softmax over the scores of the prefix, read once for all its rows, and of own tokens."""
-    hidden, own_hidden = shared.hidden
+def _decode_attention(
+    query, key, value, layer: SuffixCache, scaling: float, shared: RowIndex
+) -> torch.Tensor:
+    """Decoding: one softmax over prefix and suffix scores; a prefix is read once for all its rows."""
+    bias, own_bias = shared.bias
     query = query * scaling
-    scores = shared.gather(query) @ layer.prefix.keys.transpose(2, 3) + hidden  # (P, G, most · H/G, L)
+    scores = shared.gather(query) @ layer.prefix.keys.transpose(2, 3) + bias  # (P, G, most · H/G, L)
     scores = shared.scatter(scores)  # (B, G, H/G, L)
-    own = query @ key.transpose(2, 3) + own_hidden[..., : key.shape[2]]  # (B, G, H/G, T)
+    own = query @ key.transpose(2, 3) + own_bias[..., : key.shape[2]]  # (B, G, H/G, T)
     weights = torch.cat([scores, own], -1).softmax(-1, dtype=torch.float32).to(query.dtype)
     over, own = weights.split([scores.shape[-1], key.shape[2]], dim=-1)
     return shared.scatter(shared.gather(over) @ layer.prefix.values) + own @ value
 
 
-def _over_joined(query, key, value, layer: Own, mask, scaling: float, shared: Rows) -> torch.Tensor:
-    """A prompt's rest: the prefix is copied in front of own tokens, for one layer at a time."""
+def _prompt_attention(
+    query, key, value, layer: SuffixCache, mask, scaling: float, shared: RowIndex
+) -> torch.Tensor:
+    """Prompts: each row's prefix is copied in front of its suffix, for one layer at a time."""
     repeat, prefix = query.shape[1] // key.shape[1], layer.prefix
     key = torch.cat([prefix.keys[shared.group], key], 2)
     value = torch.cat([prefix.values[shared.group], value], 2)
@@ -169,7 +173,7 @@ def _over_joined(query, key, value, layer: Own, mask, scaling: float, shared: Ro
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
 
 
-def _over_pictures(query, key, value, mask, scaling: float, shared: Rows) -> torch.Tensor:
+def _cross_attention(query, key, value, mask, scaling: float, shared: RowIndex) -> torch.Tensor:
     """Cross-attention: all tokens behind a prefix see the same of its pictures, so its rows read them
     together."""
     first = shared.row[:: shared.most]  # one row of each prefix
@@ -183,11 +187,19 @@ AttentionInterface.register("shared_prefix", attend)
 
 
 # ---------------------------------------------------------------- for which models, and how far
-# what `attend` heeds of a layer's call, and what changes nothing while no gradient is wanted
-HEEDED = {"scaling", "dropout", "sliding_window", "is_causal", "position_ids", "use_cache", "cache_position"}
+# arguments of a layer's attention that `attend` implements, or that change nothing without gradients
+SUPPORTED = {
+    "scaling",
+    "dropout",
+    "sliding_window",
+    "is_causal",
+    "position_ids",
+    "use_cache",
+    "cache_position",
+}
 
 
-def longest(model) -> tuple[float, str]:
+def length_limit(model) -> tuple[float, str]:
     """The longest prompt with its reply, in tokens, that may be answered behind a shared prefix, and what
     sets the limit.
 
@@ -197,7 +209,7 @@ def longest(model) -> tuple[float, str]:
     """
     layers = DynamicCache(config=model.config).layers
     odd = {type(layer).__name__ for layer in layers} - {"DynamicLayer", "DynamicSlidingWindowLayer"}
-    why = f"its layers keep {odd.pop()}" if odd else _unheeded(model, len(layers))
+    why = f"its layers keep {odd.pop()}" if odd else _unsupported(model, len(layers))
     if why:
         return 0, why
     limits = [(float("inf"), "")]
@@ -222,13 +234,13 @@ def rotary_limit(model) -> float:
     return min(limits, default=float("inf")) - 1
 
 
-def _unheeded(model, layers: int) -> str | None:
-    """What a layer's attention is called with beyond what `attend` heeds; seen on two tokens of text."""
+def _unsupported(model, layers: int) -> str | None:
+    """What layers call attention with beyond SUPPORTED, recorded on two tokens of text; None if nothing."""
     decoder, seen, odd = model.get_decoder(), set(), set()
 
     def look(module, query, key, value, attention_mask, **kwargs):
         seen.add(module.layer_idx)
-        odd.update(name for name, x in kwargs.items() if name not in HEEDED and x is not None)
+        odd.update(name for name, x in kwargs.items() if name not in SUPPORTED and x is not None)
         if key.shape[-1] != value.shape[-1]:
             odd.add("values of another width than keys")
         return torch.zeros_like(query[..., : value.shape[-1]]).transpose(1, 2), None
@@ -251,7 +263,7 @@ def _unheeded(model, layers: int) -> str | None:
 
 # ---------------------------------------------------------------- the model's forwards
 class SharedPrefix:
-    """Runs prefixes, prompts' rests and reply tokens through one model."""
+    """Runs prefixes, suffixes and reply tokens through one model."""
 
     def __init__(self, model, family):
         self.model, self.family, self.device = model, family, model.device
@@ -296,9 +308,9 @@ class SharedPrefix:
         seen = batch["attention_mask"].bool()  # (P, L)
         positions = seen.cumsum(1).sub(1).clamp(min=0)
         if self.family.mrope and "image_grid_thw" in batch:
-            places = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
+            names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
             positions, _ = self.model.model.get_rope_index(
-                **{name: batch[name] for name in places}
+                **{name: batch[name] for name in names}
             )  # (3, P, L)
         cache = DynamicCache(config=self.model.config)
         batch[self.cache_name] = cache
@@ -307,16 +319,16 @@ class SharedPrefix:
         after = positions.view(-1, *seen.shape).amax((0, 2)) + 1
         return Prefixes(cache, seen, after, None if cross is None else cross[:, -1:])
 
-    def rows(
+    def decode_state(
         self, prefixes: Prefixes, group: Sequence[int], suffixes: Sequence[list[int]], new: int
-    ) -> Continued:
+    ) -> DecodeState:
         """Rows that continue the prefixes `group` by the tokens `suffixes`, longest first, with room for
         `new` tokens."""
-        return Continued(self, prefixes, torch.tensor(group, device=self.device), suffixes, new)
+        return DecodeState(self, prefixes, torch.tensor(group, device=self.device), suffixes, new)
 
 
-class Continued:
-    """B rows behind their prefixes: `prompt()` once, then `step()` by `step()`."""
+class DecodeState:
+    """B rows behind their prefixes: `prompt()` once, then `step()` for each token."""
 
     def __init__(self, engine: SharedPrefix, prefixes: Prefixes, group: torch.Tensor, suffixes, new: int):
         self.engine, self.prefixes, self.group = engine, prefixes, group
@@ -332,31 +344,30 @@ class Continued:
             min=0
         )  # (B, S + new)
         self.layers = [
-            layer if i in engine.cross else Own(layer, len(group), width + new if new else 0)
+            layer if i in engine.cross else SuffixCache(layer, len(group), width + new if new else 0)
             for i, layer in enumerate(prefixes.cache.layers)
         ]
         self.length = 0
 
     def prompt(self, keep: int) -> torch.Tensor:
-        """The rests of the prompts through the model, in chunks of rows. Returns logits (B, keep, V) at the
-        last positions."""
+        """Run the suffixes of the prompts, in micro-batches. Returns their last logits (B, keep, V)."""
         batch, width = self.tokens.shape
         out, end = [], 0
-        while end < batch:  # rows come longest first: a chunk is as wide as its first row
+        while end < batch:  # rows come longest first: a micro-batch is as wide as its first row
             begin = int(self.seen[end].byte().argmax())
             rows = slice(end, end := min(batch, end + rows_at_once(width - begin)))
             columns = slice(begin, width)
-            layers = [x.part(rows, begin) if isinstance(x, Own) else x for x in self.layers]
+            layers = [x.view(rows, begin) if isinstance(x, SuffixCache) else x for x in self.layers]
             before = self.prefixes.seen[self.group[rows]][:, None, None].expand(-1, -1, width - begin, -1)
             own = self.seen[rows, None, None, columns] & self._causal(width - begin)
             mask = torch.cat([before, own], -1)
-            shared, position = self._rows(rows, layers), self.position[rows, columns]
+            shared, position = self._row_index(rows, layers), self.position[rows, columns]
             out.append(self._forward(self.tokens[rows, columns], shared, position, mask, keep))
         for layer in self.layers:
-            if isinstance(layer, Own):
+            if isinstance(layer, SuffixCache):
                 layer.length = width
         self.length = width
-        self.all = self._rows(slice(None), self.layers)
+        self.all = self._row_index(slice(None), self.layers)
         return torch.cat(out)
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -368,7 +379,7 @@ class Continued:
     def _causal(self, width: int) -> torch.Tensor:
         return torch.ones(width, width, dtype=torch.bool, device=self.tokens.device).tril()
 
-    def _forward(self, tokens, shared: Rows, position, mask, keep: int) -> torch.Tensor:
+    def _forward(self, tokens, shared: RowIndex, position, mask, keep: int) -> torch.Tensor:
         cross = self.prefixes.cross
         behind = {self.engine.cache_name: Cache(layers=shared.layers)}
         if cross is not None:
@@ -383,18 +394,18 @@ class Continued:
             **behind,
         ).logits
 
-    def _rows(self, rows: slice, layers) -> Rows:
+    def _row_index(self, rows: slice, layers) -> RowIndex:
         group, count = self.group[rows], len(self.prefixes.seen)
         order = F.one_hot(group, count).cumsum(0).gather(1, group[:, None])[:, 0] - 1
         most = int(order.max()) + 1
-        place = group * most + order
+        slot = group * most + order
         row = torch.zeros(count * most, dtype=torch.long, device=group.device)
-        row[place] = torch.arange(len(group), device=group.device)
+        row[slot] = torch.arange(len(group), device=group.device)
         hide = lambda seen: torch.zeros_like(seen, dtype=self.engine.model.dtype).masked_fill(
             ~seen, -torch.inf
         )
-        hidden = tuple(hide(seen)[:, None, None] for seen in (self.prefixes.seen, self.seen[rows]))
-        return Rows(layers, group, place, row, hidden)
+        bias = tuple(hide(seen)[:, None, None] for seen in (self.prefixes.seen, self.seen[rows]))
+        return RowIndex(layers, group, slot, row, bias)
 
     def keep(self, rows: torch.Tensor) -> None:
         """Go on with these rows (indices) alone."""
@@ -404,12 +415,12 @@ class Continued:
         self.group, self.seen, self.position = group, self.seen[rows], self.position[rows]
         for i, layer in enumerate(self.layers):
             prefix = self.prefixes.cache.layers[i]
-            if isinstance(layer, Own):
+            if isinstance(layer, SuffixCache):
                 layer.prefix = prefix
-                layer.whole = [whole[rows] for whole in layer.whole]
+                layer.buffers = [buffer[rows] for buffer in layer.buffers]
             else:
                 self.layers[i] = prefix
-        self.all = self._rows(slice(None), self.layers)
+        self.all = self._row_index(slice(None), self.layers)
 
 
 def on_device(inputs: dict[str, torch.Tensor], model) -> dict[str, torch.Tensor]:
@@ -433,7 +444,7 @@ def _alike(rows: list[dict[str, torch.Tensor]], size: int) -> Iterator[list[dict
 
 def rows_at_once(width: int) -> int:
     """How many rows of so many tokens go through the model in one forward over prompts."""
-    return max(1, CHUNK // width)
+    return max(1, MICRO_BATCH // width)
 
 
 def _cut(inputs: dict[str, torch.Tensor], length: int, width: int) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from utils import models, run
 
 if TYPE_CHECKING:
-    from eval.answering.generate import Request
+    from eval.answering.plan import Request
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Answered:
     cost: dict[str, Any]
 
 
-def devices(gpus: Sequence[int]) -> list[str]:
+def pick_devices(gpus: Sequence[int]) -> list[str]:
     """One device per worker. Without a GPU as many CPU workers as GPUs were asked for, up to one per core.
 
     Raises SystemExit for a GPU that is not there.
@@ -99,57 +99,60 @@ def keep_memory() -> None:
 
 
 def answer_batches(
-    setup: Setup, places: Sequence[str], batches: Mapping[int, list[Request]]
+    setup: Setup, devices: Sequence[str], batches: Mapping[int, list[Request]]
 ) -> Iterator[Answered]:
-    """The batches' answers as they come, by one worker per device of `places`."""
-    if len(places) > 1:
-        cores = len(os.sched_getaffinity(0)) // len(places)
+    """The batches' answers as they come, by one worker per device."""
+    if len(devices) > 1:
+        cores = len(os.sched_getaffinity(0)) // len(devices)
         threads = min(int(os.environ.get("OMP_NUM_THREADS", cores)), cores)
-        yield from answer_in_processes(setup, places[: len(batches)], batches, max(1, threads))
+        yield from answer_in_processes(setup, devices[: len(batches)], batches, max(1, threads))
     else:
-        worker = Worker(setup, places[0])
+        worker = Worker(setup, devices[0])
         for number, requests in batches.items():
             yield Answered(0, number, *worker.answer(requests))
 
 
 # ---------------------------------------------------------------- several processes
 def answer_in_processes(
-    setup: Setup, places: Sequence[str], batches: Mapping[int, list[Request]], threads: int
+    setup: Setup, devices: Sequence[str], batches: Mapping[int, list[Request]], threads: int
 ) -> Iterator[Answered]:
-    """The same by one process per place, CPU workers with so many threads each."""
+    """The same by one process per device, CPU workers with so many threads each."""
     context = multiprocessing.get_context("spawn")  # a forked process could not use its GPU
     queue = iter(batches.items())
-    processes, lines = [], {}
+    processes, pipes = [], {}
     try:
-        for number, place in enumerate(places):
-            line, far_end = context.Pipe()
+        for number, device in enumerate(devices):
+            pipe, far_end = context.Pipe()
             process = context.Process(
-                target=_work, args=(far_end, setup, place, threads), name=f"worker {number}", daemon=True
+                target=_worker_process,
+                args=(far_end, setup, device, threads),
+                name=f"worker {number}",
+                daemon=True,
             )
             process.start()
             far_end.close()
             processes.append(process)
-            lines[line] = number
-        while lines:
-            for line in wait(list(lines)):
-                answered = _received(line, lines[line], processes)
+            pipes[pipe] = number
+        while pipes:
+            for pipe in wait(list(pipes)):
+                answered = _received(pipe, pipes[pipe], processes)
                 if answered is not None:
                     yield answered
                 following = next(queue, None)
                 with suppress(BrokenPipeError):  # it died since: `_received` will say so
-                    line.send(following)
+                    pipe.send(following)
                 if following is None:
-                    del lines[line]
+                    del pipes[pipe]
     finally:
         for process in processes:
             process.kill()
             process.join()
 
 
-def _received(line: Connection, number: int, processes: list) -> Answered | None:
+def _received(pipe: Connection, number: int, processes: list) -> Answered | None:
     """A batch's answers, or None from a worker that has loaded its model."""
     try:
-        message = line.recv()
+        message = pipe.recv()
     except (EOFError, ConnectionResetError):
         processes[number].join()
         code = processes[number].exitcode
@@ -162,18 +165,18 @@ def _received(line: Connection, number: int, processes: list) -> Answered | None
     return message and Answered(number, *message)
 
 
-def _work(line: Connection, setup: Setup, device: str, threads: int) -> None:
+def _worker_process(pipe: Connection, setup: Setup, device: str, threads: int) -> None:
     """A worker's process: batches in, answers out, until there is nothing more or nobody who asks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks; it ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         worker = Worker(setup, device, threads)
-        line.send(None)
-        while (task := line.recv()) is not None:
+        pipe.send(None)
+        while (task := pipe.recv()) is not None:
             number, requests = task
-            line.send((number, *worker.answer(requests)))
+            pipe.send((number, *worker.answer(requests)))
     except SystemExit as why:
-        line.send(str(why))
+        pipe.send(str(why))
     except (EOFError, BrokenPipeError):
         sys.exit(1)
 
