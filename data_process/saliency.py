@@ -20,16 +20,15 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from tqdm import tqdm
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from data_process.coverage import coverage, heat_map, print_coverage
-from utils import checkpoint, models, run
-from utils.cli import RELEASED_MASK
-from utils.collate import Collator, by_modality
+from utils import checkpoint, checks, models
+from utils.collate import Collator, cut, one_pass
 from utils.data import Sample
 from utils.losses import token_nll
 from utils.masks import Mask, model_fingerprint, pack
+from utils.released import MASK_SWITCHES
 
 EPS = 1e-15
 
@@ -109,15 +108,11 @@ def fisher_pass(
                 p.requires_grad_(False)
             for p in plan.parameters.values():
                 p.requires_grad_(True)
-            groups = by_modality(plan.samples)
-            batches = [group[i : i + size] for group in groups for i in range(0, len(group), size)]
+            batches = cut(plan.samples, size)
             for name in plan.parameters:
                 counts[name] += len(batches)
             mine = batches[accelerator.process_index :: accelerator.num_processes]
-            for samples in tqdm(
-                mine, desc=plan.name, unit="batch", disable=not accelerator.is_main_process, mininterval=1.0
-            ):
-                batch = collator(samples).to(accelerator.device)
+            for batch in one_pass(collator, mine, accelerator, plan.name):
                 loss = token_nll(model, batch).mean()
                 if not math.isfinite(loss.item()):
                     raise SystemExit(
@@ -172,7 +167,7 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
     from accelerate import Accelerator
 
     started, accelerator = time.monotonic(), Accelerator()
-    run.check_processes(accelerator)
+    checks.check_processes(accelerator)
     name = args.vanilla_dir or args.model_id
     processor = models.load_processor(name, args.model_id)
     model = models.load_model(name, args.dtype, args.attn).to(accelerator.device)
@@ -181,18 +176,18 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
     part_of = models.part_of_parameters(model)
     every = dict(model.named_parameters())
     language = {n: p for n, p in every.items() if part_of[n] == "language"}
-    manifest = run.manifest(args, data, accelerator) | {"vanilla": name}
+    manifest = checkpoint.manifest(args, data, accelerator) | {"vanilla": name}
     accelerator.print(
         f"model: {name} ({models.family_of(model).title}), {sum(p.numel() for p in every.values()):,} weights"
     )
 
     device = torch.device("cpu") if args.fisher_device == "cpu" else accelerator.device
     collator = Collator.of(args, processor, models.family_of(model))
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.fisher_dtype]
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.released.fisher_dtype]
     torch.manual_seed(args.seed)  # for --fisher_mode train
     passes = partial(
         fisher_pass, model, collator, accelerator=accelerator, batch_size=args.batch_size, device=device,
-        per_sample=args.fisher == "sample", dtype=dtype, mode=args.fisher_mode,
+        per_sample=args.fisher == "sample", dtype=dtype, mode=args.released.fisher_mode,
     )  # fmt: skip
     forget, forget_batches = passes([Plan("forget pictures", data["forget"], every)])
     preserve, preserve_batches = passes(
@@ -209,12 +204,12 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
         "fisher": args.fisher,
         "threshold": args.threshold,
         "ans_only": args.ans_only,
-        "released": {name: vars(args)[name] for name in RELEASED_MASK},
+        "released": {name: getattr(args.released, name) for name in MASK_SWITCHES},
         "model": {"name": str(name), "fingerprint": model_fingerprint(models.weights_folder(name))},
         "data": {set_name: entry["fingerprint"] for set_name, entry in manifest["data"].items()},
     }
     if accelerator.is_main_process:
-        write_masks(args.save_dir, prefix, masks, part_of, about, manifest | run.cost(started))
+        write_masks(args.save_dir, prefix, masks, part_of, about, manifest | checkpoint.cost(started))
     accelerator.wait_for_everyone()
 
 

