@@ -41,7 +41,7 @@ def main(args):
     data = {"forget": bench.forget(), "retain": bench.retain(), "text": bench.text_knowledge()}
     check(args, data, bench)
 
-    from data_process.saliency import make_masks
+    from data_process.saliency import make_masks  # loads torch
 
     make_masks(args, data, prefix="clear")
 

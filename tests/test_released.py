@@ -41,9 +41,8 @@ def refused(script, argv, capsys) -> list[str]:
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
 
 
-SCRIPTS = sorted(
-    p.relative_to(ROOT) for p in [*ROOT.glob("*_*.py"), *ROOT.glob("data_process/*_gen_mask.py")]
-)
+MASK_SCRIPTS = ROOT.glob("data_process/*_gen_mask.py")
+SCRIPTS = sorted(p.relative_to(ROOT) for p in (*ROOT.glob("*_*.py"), *MASK_SCRIPTS))
 SWITCHES = {f.name: f for f in fields(Released)}
 
 
