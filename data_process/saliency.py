@@ -18,17 +18,18 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-
-import torch
-from transformers.modeling_layers import GradientCheckpointingLayer
+from typing import TYPE_CHECKING
 
 from data_process.coverage import coverage, heat_map, print_coverage
 from utils import checkpoint, checks, models
-from utils.collate import Collator, cut, one_pass
 from utils.data import Sample
 from utils.losses import token_nll
-from utils.masks import Mask, model_fingerprint, pack
 from utils.released import MASK_SWITCHES
+
+if TYPE_CHECKING:
+    import torch
+
+    from utils.collate import Collator
 
 EPS = 1e-15
 
@@ -41,7 +42,11 @@ class SquaredGradients:
     `device`, in `dtype`.
     """
 
-    def __init__(self, parameters: dict[str, torch.nn.Parameter], device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self, parameters: dict[str, torch.nn.Parameter], device: torch.device, dtype: torch.dtype | None
+    ):
+        import torch
+
         self.sums = {name: torch.zeros(p.shape, dtype=dtype, device=device) for name, p in parameters.items()}
         self.batches = 0
         self._hooks = [
@@ -80,16 +85,21 @@ def fisher_pass(
     batch_size: int,
     per_sample: bool,
     device: torch.device,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     mode: str = "eval",
 ) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
     """Sums of squared gradients over all plans of one set, and per parameter the number of batches they were
     summed over.
 
-    Returns ({name: tensor of `dtype`}, {name: batches}); the saliency is their quotient. Every process takes
-    its share of the batches and all get the same sums. Plans of one call add up: retain pictures and text
-    knowledge are one preserve set for the language part, while the vision part sees only the pictures.
+    Returns ({name: tensor of `dtype`, by default fp32}, {name: batches}); the saliency is their quotient.
+    Every process takes its share of the batches and all get the same sums. Plans of one call add up: retain
+    pictures and text knowledge are one preserve set for the language part, while the vision part sees only
+    the pictures.
     """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    from utils.collate import cut, one_pass
+
     parameters = {name: p for plan in plans for name, p in plan.parameters.items()}
     for p in model.parameters():
         p.requires_grad_(False)
@@ -137,6 +147,8 @@ def ratio_mask(
     are there for masks as released: ε and 0/0 stay what that precision makes of them (0 and NaN, not salient,
     in fp16; 1, salient, in bf16).
     """
+    import torch
+
     f, p = forget / batches[0], preserve / max(batches[1], 1)
     mask = (f + EPS) / (p + EPS) >= threshold
     return mask & ((f > 0) | (p > 0)) if forget.dtype is torch.float32 else mask
@@ -148,6 +160,8 @@ def ablation_mask(kind: str, forget: torch.Tensor, like: torch.Tensor, seed: str
     topk: where the forget set's squared gradients are largest; random: anywhere, by the seed. What
     MMUnlearner's ratio is worth shows against these.
     """
+    import torch
+
     mask, number = torch.zeros(like.numel(), dtype=torch.bool), int(like.sum())
     if kind == "topk":
         mask[forget.flatten().topk(number).indices.cpu()] = True
@@ -164,7 +178,11 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
 
     data: {"forget": pictures, "retain": pictures, "text": text questions about everybody}.
     """
+    import torch
     from accelerate import Accelerator
+
+    from utils.collate import Collator
+    from utils.masks import model_fingerprint
 
     started, accelerator = time.monotonic(), Accelerator()
     checks.check_processes(accelerator)
@@ -218,6 +236,8 @@ def write_masks(
 ) -> None:
     """The three files, the coverage report on screen and in coverage.json, and run.json: all of them or
     none."""
+    from utils.masks import Mask, pack
+
     partial_dir = checkpoint.partial_folder(save_dir)
     shutil.rmtree(partial_dir, ignore_errors=True)
     partial_dir.mkdir(parents=True)

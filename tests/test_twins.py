@@ -53,4 +53,4 @@ def test_a_script_can_be_read_in_ten_minutes(path):
     order = [n.name for n in ast.parse("\n".join(lines)).body if isinstance(n, ast.FunctionDef)]
     assert order[0] == "parse_args" and order[-1] == "main"
     inside = [line.split()[1] for line in lines if re.match(r"\s+(import|from) ", line)]
-    assert {name.partition(".")[0] for name in inside} <= {"torch", "data_process"}
+    assert {name.partition(".")[0] for name in inside} <= {"torch"}
