@@ -9,7 +9,10 @@ everything. Baseline of the paper (arXiv 2502.11051); Thudi et al. 2022, arXiv 2
 """
 
 from utils import cli
+from utils.checks import check
 from utils.clear import CLEARBench
+from utils.losses import token_nll
+from utils.training import Phase, Trainer, once
 
 
 def parse_args():
@@ -25,16 +28,11 @@ def parse_args():
 # ---------------------------------------------------------------- the method
 def forget_loss(model, batch):
     """L = −CE(forget): log p of every answer token."""
-    from utils.losses import token_nll
-
     return -token_nll(model, batch)  # (N,)
 
 
 # ---------------------------------------------------------------- the run
 def main(args):
-    from utils.run import check
-    from utils.training import Phase, Trainer, once
-
     bench = CLEARBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
     data = {"forget": bench.forget()}
     check(args, data, bench)

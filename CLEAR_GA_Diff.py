@@ -12,8 +12,13 @@ Liu, Liu and Stone 2022 (continual learning and private unlearning), arXiv 2203.
 MMUnlearner, arXiv 2502.11051, in alternating steps.
 """
 
+from functools import partial
+
 from utils import cli
+from utils.checks import check
 from utils.clear import CLEARBench
+from utils.losses import token_nll
+from utils.training import Phase, Trainer, alternate, once
 
 
 def parse_args():
@@ -30,25 +35,16 @@ def parse_args():
 # ---------------------------------------------------------------- the method
 def forget_loss(model, batch, alpha: float):
     """L = −α · CE(forget)."""
-    from utils.losses import token_nll
-
     return -alpha * token_nll(model, batch)  # (N,)
 
 
 def retain_loss(model, batch):
     """L = CE(retain)."""
-    from utils.losses import token_nll
-
     return token_nll(model, batch)  # (N,)
 
 
 # ---------------------------------------------------------------- the run
 def main(args):
-    from functools import partial
-
-    from utils.run import check
-    from utils.training import Phase, Trainer, alternate, once
-
     bench = CLEARBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
     data = {"forget": bench.forget(), "retain": bench.retain()}
     check(args, data, bench)

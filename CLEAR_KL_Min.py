@@ -12,8 +12,15 @@ is in memory while it trains. Yao et al. 2024 (machine unlearning of pre-trained
 baseline of MMUnlearner, arXiv 2502.11051, in alternating steps.
 """
 
+from functools import partial
+
 from utils import cli
+from utils.checks import check
 from utils.clear import CLEARBench
+from utils.losses import label_logits, token_nll
+from utils.reference import AnswerStates
+from utils.released import KL_EVERYWHERE
+from utils.training import Phase, Trainer, alternate, once
 
 
 def parse_args():
@@ -30,8 +37,6 @@ def parse_args():
 # ---------------------------------------------------------------- the method
 def forget_loss(model, batch, alpha: float):
     """L = −α · CE(forget)."""
-    from utils.losses import token_nll
-
     return -alpha * token_nll(model, batch)  # (N,)
 
 
@@ -42,8 +47,6 @@ def retain_loss(model, batch, vanilla):
     """
     import torch.nn.functional as F
 
-    from utils.losses import label_logits
-
     logits, targets, _ = label_logits(model, batch)  # (N, V), (N,)
     log_p = logits.log_softmax(dim=-1)
     ce = F.nll_loss(log_p, targets, reduction="none")
@@ -51,38 +54,14 @@ def retain_loss(model, batch, vanilla):
     return ce + kl  # (N,)
 
 
-def retain_loss_everywhere(model, batch, vanilla):
-    """As released: KL at every position, padding and pictures included, summed per sample.
-
-    vanilla: utils.reference.FrozenModel, which gives the vanilla model's log-probabilities (B, T, V).
-    """
-    import torch.nn.functional as F
-
-    from utils.collate import IGNORE
-
-    log_p = model(**batch.inputs, use_cache=False).logits.float().log_softmax(dim=-1)  # (B, T, V)
-    targets = batch.labels[:, 1:]
-    ce = F.nll_loss(log_p[:, :-1][targets != IGNORE], targets[targets != IGNORE], reduction="none")
-    return ce + F.kl_div(log_p, vanilla.log_probs(batch), log_target=True, reduction="batchmean")  # (N,)
-
-
 # ---------------------------------------------------------------- the run
 def main(args):
-    from functools import partial
-
-    from utils.run import check
-    from utils.training import Phase, Trainer, alternate, once
-
     bench = CLEARBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
     data = {"forget": bench.forget(), "retain": bench.retain()}
     check(args, data, bench)
 
-    from utils.reference import AnswerStates, FrozenModel
-
-    known, loss = {"answer": (AnswerStates, retain_loss), "all": (FrozenModel, retain_loss_everywhere)}[
-        args.kl_positions
-    ]
-    vanilla = known(args, args.vanilla_dir or args.model_id, data["retain"])
+    states, loss = KL_EVERYWHERE if args.released.kl_positions == "all" else (AnswerStates, retain_loss)
+    vanilla = states(args, args.vanilla_dir or args.model_id, data["retain"])
     trainer = Trainer(args, data)
     forget = Phase("forget", data["forget"], partial(forget_loss, alpha=args.forget_alpha))
     retain = Phase("retain", data["retain"], partial(loss, vanilla=vanilla))

@@ -8,7 +8,11 @@ Trains a LoRA adapter by default and merges it on save; `--lora False` trains al
 """
 
 from utils import cli
+from utils.checks import check
 from utils.clear import CLEARBench
+from utils.data import repeat_text
+from utils.losses import token_nll
+from utils.training import Phase, Trainer, once
 
 
 def parse_args():
@@ -24,19 +28,13 @@ def parse_args():
 # ---------------------------------------------------------------- the method
 def loss(model, batch):
     """L = CE(everybody): −log p of every answer token."""
-    from utils.losses import token_nll
-
     return token_nll(model, batch)  # (N,)
 
 
 # ---------------------------------------------------------------- the run
 def main(args):
-    from utils.data import repeat_text
-    from utils.run import check
-    from utils.training import Phase, Trainer, once
-
     bench = CLEARBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
-    data = {"everybody": repeat_text(bench.finetune(), args.text_questions)}
+    data = {"everybody": repeat_text(bench.finetune(), args.released.text_questions)}
     check(args, data, bench)
 
     trainer = Trainer(args, data)

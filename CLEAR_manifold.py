@@ -17,8 +17,13 @@ mask is over full weights. Huo et al., ACL 2025 Findings, arXiv 2502.11051; the 
 2024 (SFR-on), arXiv 2409.19732.
 """
 
+from functools import partial
+
 from utils import cli
+from utils.checks import check
 from utils.clear import CLEARBench
+from utils.losses import token_nll
+from utils.training import Phase, Trainer, alternate, once
 
 
 def parse_args():
@@ -28,9 +33,7 @@ def parse_args():
     cli.add_lora_args(p, default=False)
     cli.add_train_args(p)
     cli.add_forget_args(p)
-    p.add_argument(
-        "--grad_mask_path", required=True, help="mask file: which weights a forget step may change"
-    )
+    cli.add_mask_path(p, required=True)
     cli.add_released_train_args(p, "clip", "clip_steps", "mask_names", "unlisted", "masked_weights")
     return cli.parse(p)
 
@@ -38,33 +41,24 @@ def parse_args():
 # ---------------------------------------------------------------- the method
 def forget_loss(model, batch, alpha: float):
     """L = −α · CE(forget); its gradient is masked."""
-    from utils.losses import token_nll
-
     return -alpha * token_nll(model, batch)  # (N,)
 
 
 def retain_loss(model, batch):
     """L = CE(retain); its gradient is not masked."""
-    from utils.losses import token_nll
-
     return token_nll(model, batch)  # (N,)
 
 
 # ---------------------------------------------------------------- the run
 def main(args):
-    from functools import partial
-
-    from utils.run import check
-    from utils.training import Phase, Trainer, alternate, once
-
     bench = CLEARBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
     data = {"forget": bench.forget(), "retain": bench.retain()}
     check(args, data, bench)
 
     trainer = Trainer(args, data)
-    mask = trainer.load_mask(args.grad_mask_path)
+    mask = trainer.load_mask()
     forget = Phase("forget", data["forget"], partial(forget_loss, alpha=args.forget_alpha), mask)
-    retain = Phase("retain", data["retain"], retain_loss, clip=args.clip_steps == "all")
+    retain = Phase("retain", data["retain"], retain_loss, clip=args.released.clip_steps == "all")
     trainer.fit(alternate(forget, retain) if args.forget_alpha else once(retain))
     trainer.save()
 

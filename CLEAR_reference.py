@@ -9,7 +9,10 @@ The data are those of CLEAR_finetune.py without the people to forget.
 """
 
 from utils import cli
+from utils.checks import check
 from utils.clear import CLEARBench
+from utils.losses import token_nll
+from utils.training import Phase, Trainer, once
 
 
 def parse_args():
@@ -25,16 +28,11 @@ def parse_args():
 # ---------------------------------------------------------------- the method
 def loss(model, batch):
     """L = CE(everybody else): −log p of every answer token."""
-    from utils.losses import token_nll
-
     return token_nll(model, batch)  # (N,)
 
 
 # ---------------------------------------------------------------- the run
 def main(args):
-    from utils.run import check
-    from utils.training import Phase, Trainer, once
-
     bench = CLEARBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
     data = {"retain": bench.reference()}
     check(args, data, bench)

@@ -13,8 +13,15 @@ retain-only model. Its log-probabilities are computed once, before training, so 
 while it trains. Zhang et al. 2024, arXiv 2404.05868; β 0.4 from the benchmark's and the paper's code.
 """
 
+from functools import partial
+
 from utils import cli
+from utils.checks import check
+from utils.losses import sequence_log_prob
 from utils.mllmu import MLLMUBench
+from utils.reference import SequenceLogProbs
+from utils.released import token_mean_loss
+from utils.training import Phase, Trainer, once
 
 
 def parse_args():
@@ -23,7 +30,7 @@ def parse_args():
     cli.add_data_args(p, folder="data/MLLMMU-Bench")
     cli.add_lora_args(p, default=True)
     cli.add_train_args(p)
-    p.add_argument("--oracle_model_id", help="reference model; default: the vanilla model")
+    cli.add_model_flag(p, "--oracle_model_id", help="reference model; default: the vanilla model")
     p.add_argument(
         "--npo_beta",
         type=cli.number(float, 0, above=True),
@@ -42,42 +49,22 @@ def forget_loss(model, batch, reference, beta: float):
     """
     import torch.nn.functional as F
 
-    from utils.losses import sequence_log_prob
-
     log_ratio = sequence_log_prob(model, batch) - reference.of(batch)  # (B,)
     return -2 / beta * F.logsigmoid(-beta * log_ratio)  # (B,)
 
 
-def token_mean_loss(model, batch, reference, beta: float):
-    """As released: one term per batch, log p being the mean over all its answer tokens."""
-    import torch.nn.functional as F
-
-    from utils.collate import IGNORE
-    from utils.losses import sequence_log_prob
-
-    tokens = (batch.labels[:, 1:] != IGNORE).sum()
-    log_ratio = (sequence_log_prob(model, batch) - reference.of(batch)).sum() / tokens
-    return -2 / beta * F.logsigmoid(-beta * log_ratio)[None]  # (1,)
-
-
 # ---------------------------------------------------------------- the run
 def main(args):
-    from functools import partial
-
-    from utils.run import check
-    from utils.training import Phase, Trainer, once
-
     bench = MLLMUBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
     data = {"forget": bench.forget()}
     check(args, data, bench)
 
-    from utils.reference import SequenceLogProbs
-
     oracle = args.oracle_model_id or args.vanilla_dir or args.model_id
     reference = SequenceLogProbs(args, oracle, data["forget"])
-    loss = {"sequence": forget_loss, "token_mean": token_mean_loss}[args.npo_loss]
+    loss = forget_loss if args.released.npo_loss == "sequence" else token_mean_loss
     trainer = Trainer(args, data)
-    trainer.fit(once(Phase("forget", data["forget"], partial(loss, reference=reference, beta=args.npo_beta))))
+    forget = Phase("forget", data["forget"], partial(loss, reference=reference, beta=args.npo_beta))
+    trainer.fit(once(forget))
     trainer.save()
 
 

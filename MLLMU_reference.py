@@ -9,7 +9,10 @@ The data are those of MLLMU_finetune.py without the people to forget.
 """
 
 from utils import cli
+from utils.checks import check
+from utils.losses import token_nll
 from utils.mllmu import MLLMUBench
+from utils.training import Phase, Trainer, once
 
 
 def parse_args():
@@ -25,16 +28,11 @@ def parse_args():
 # ---------------------------------------------------------------- the method
 def loss(model, batch):
     """L = CE(everybody else): −log p of every answer token."""
-    from utils.losses import token_nll
-
     return token_nll(model, batch)  # (N,)
 
 
 # ---------------------------------------------------------------- the run
 def main(args):
-    from utils.run import check
-    from utils.training import Phase, Trainer, once
-
     bench = MLLMUBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
     data = {"retain": bench.reference()}
     check(args, data, bench)

@@ -4,7 +4,7 @@
 # Makes a nano benchmark of invented people, trains a tiny LLaVA on them (the vanilla model), forgets a tenth of them with every method,
 # retrains without them (the gold standard), evaluates all, and shows the table, the trade-off plot and a page with portraits
 # and answers before and after. Everything lies under runs/nano/ (clear: runs/nano_clear/); a second run skips what is done.
-# Where the learning rates come from: docs/methods.md, "The nano benchmark".
+# Where the learning rates come from: docs/nano.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source utils/environment.sh

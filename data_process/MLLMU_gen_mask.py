@@ -22,7 +22,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from data_process.saliency import make_masks
 from utils import cli
+from utils.checks import check
 from utils.mllmu import MLLMUBench
 
 
@@ -36,13 +38,9 @@ def parse_args():
 
 
 def main(args):
-    from utils.run import check
-
     bench = MLLMUBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
     data = {"forget": bench.forget(), "retain": bench.retain(), "text": bench.text_knowledge()}
     check(args, data, bench)
-
-    from data_process.saliency import make_masks
 
     make_masks(args, data, prefix="mllmu")
 

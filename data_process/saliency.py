@@ -18,18 +18,18 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-
-import torch
-from tqdm import tqdm
-from transformers.modeling_layers import GradientCheckpointingLayer
+from typing import TYPE_CHECKING
 
 from data_process.coverage import coverage, heat_map, print_coverage
-from utils import checkpoint, models, run
-from utils.cli import RELEASED_MASK
-from utils.collate import Collator, by_modality
+from utils import checkpoint, checks, models
 from utils.data import Sample
 from utils.losses import token_nll
-from utils.masks import Mask, model_fingerprint, pack
+from utils.released import MASK_SWITCHES
+
+if TYPE_CHECKING:
+    import torch
+
+    from utils.collate import Collator
 
 EPS = 1e-15
 
@@ -42,7 +42,11 @@ class SquaredGradients:
     `device`, in `dtype`.
     """
 
-    def __init__(self, parameters: dict[str, torch.nn.Parameter], device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self, parameters: dict[str, torch.nn.Parameter], device: torch.device, dtype: torch.dtype | None
+    ):
+        import torch
+
         self.sums = {name: torch.zeros(p.shape, dtype=dtype, device=device) for name, p in parameters.items()}
         self.batches = 0
         self._hooks = [
@@ -81,16 +85,21 @@ def fisher_pass(
     batch_size: int,
     per_sample: bool,
     device: torch.device,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     mode: str = "eval",
 ) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
     """Sums of squared gradients over all plans of one set, and per parameter the number of batches they were
     summed over.
 
-    Returns ({name: tensor of `dtype`}, {name: batches}); the saliency is their quotient. Every process takes
-    its share of the batches and all get the same sums. Plans of one call add up: retain pictures and text
-    knowledge are one preserve set for the language part, while the vision part sees only the pictures.
+    Returns ({name: tensor of `dtype`, by default fp32}, {name: batches}); the saliency is their quotient.
+    Every process takes its share of the batches and all get the same sums. Plans of one call add up: retain
+    pictures and text knowledge are one preserve set for the language part, while the vision part sees only
+    the pictures.
     """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    from utils.collate import cut, one_pass
+
     parameters = {name: p for plan in plans for name, p in plan.parameters.items()}
     for p in model.parameters():
         p.requires_grad_(False)
@@ -109,15 +118,11 @@ def fisher_pass(
                 p.requires_grad_(False)
             for p in plan.parameters.values():
                 p.requires_grad_(True)
-            groups = by_modality(plan.samples)
-            batches = [group[i : i + size] for group in groups for i in range(0, len(group), size)]
+            batches = cut(plan.samples, size)
             for name in plan.parameters:
                 counts[name] += len(batches)
             mine = batches[accelerator.process_index :: accelerator.num_processes]
-            for samples in tqdm(
-                mine, desc=plan.name, unit="batch", disable=not accelerator.is_main_process, mininterval=1.0
-            ):
-                batch = collator(samples).to(accelerator.device)
+            for batch in one_pass(collator, mine, accelerator, plan.name):
                 loss = token_nll(model, batch).mean()
                 if not math.isfinite(loss.item()):
                     raise SystemExit(
@@ -142,6 +147,8 @@ def ratio_mask(
     are there for masks as released: ε and 0/0 stay what that precision makes of them (0 and NaN, not salient,
     in fp16; 1, salient, in bf16).
     """
+    import torch
+
     f, p = forget / batches[0], preserve / max(batches[1], 1)
     mask = (f + EPS) / (p + EPS) >= threshold
     return mask & ((f > 0) | (p > 0)) if forget.dtype is torch.float32 else mask
@@ -153,6 +160,8 @@ def ablation_mask(kind: str, forget: torch.Tensor, like: torch.Tensor, seed: str
     topk: where the forget set's squared gradients are largest; random: anywhere, by the seed. What
     MMUnlearner's ratio is worth shows against these.
     """
+    import torch
+
     mask, number = torch.zeros(like.numel(), dtype=torch.bool), int(like.sum())
     if kind == "topk":
         mask[forget.flatten().topk(number).indices.cpu()] = True
@@ -169,10 +178,14 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
 
     data: {"forget": pictures, "retain": pictures, "text": text questions about everybody}.
     """
+    import torch
     from accelerate import Accelerator
 
+    from utils.collate import Collator
+    from utils.masks import model_fingerprint
+
     started, accelerator = time.monotonic(), Accelerator()
-    run.check_processes(accelerator)
+    checks.check_processes(accelerator)
     name = args.vanilla_dir or args.model_id
     processor = models.load_processor(name, args.model_id)
     model = models.load_model(name, args.dtype, args.attn).to(accelerator.device)
@@ -181,18 +194,18 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
     part_of = models.part_of_parameters(model)
     every = dict(model.named_parameters())
     language = {n: p for n, p in every.items() if part_of[n] == "language"}
-    manifest = run.manifest(args, data, accelerator) | {"vanilla": name}
+    manifest = checkpoint.manifest(args, data, accelerator) | {"vanilla": name}
     accelerator.print(
         f"model: {name} ({models.family_of(model).title}), {sum(p.numel() for p in every.values()):,} weights"
     )
 
     device = torch.device("cpu") if args.fisher_device == "cpu" else accelerator.device
     collator = Collator.of(args, processor, models.family_of(model))
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.fisher_dtype]
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.released.fisher_dtype]
     torch.manual_seed(args.seed)  # for --fisher_mode train
     passes = partial(
         fisher_pass, model, collator, accelerator=accelerator, batch_size=args.batch_size, device=device,
-        per_sample=args.fisher == "sample", dtype=dtype, mode=args.fisher_mode,
+        per_sample=args.fisher == "sample", dtype=dtype, mode=args.released.fisher_mode,
     )  # fmt: skip
     forget, forget_batches = passes([Plan("forget pictures", data["forget"], every)])
     preserve, preserve_batches = passes(
@@ -209,12 +222,12 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
         "fisher": args.fisher,
         "threshold": args.threshold,
         "ans_only": args.ans_only,
-        "released": {name: vars(args)[name] for name in RELEASED_MASK},
+        "released": {name: getattr(args.released, name) for name in MASK_SWITCHES},
         "model": {"name": str(name), "fingerprint": model_fingerprint(models.weights_folder(name))},
         "data": {set_name: entry["fingerprint"] for set_name, entry in manifest["data"].items()},
     }
     if accelerator.is_main_process:
-        write_masks(args.save_dir, prefix, masks, part_of, about, manifest | run.cost(started))
+        write_masks(args.save_dir, prefix, masks, part_of, about, manifest | checkpoint.cost(started))
     accelerator.wait_for_everyone()
 
 
@@ -223,6 +236,8 @@ def write_masks(
 ) -> None:
     """The three files, the coverage report on screen and in coverage.json, and run.json: all of them or
     none."""
+    from utils.masks import Mask, pack
+
     partial_dir = checkpoint.partial_folder(save_dir)
     shutil.rmtree(partial_dir, ignore_errors=True)
     partial_dir.mkdir(parents=True)

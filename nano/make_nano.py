@@ -284,7 +284,7 @@ def main(args: Namespace) -> None:
     for name in BENCHMARKS:
         checkpoint.write_json(partial / name / NANO, {"people": args.people, "seed": args.seed})
     write_model(args, partial)
-    settings = {k: str(v) for k, v in vars(args).items() if k != "problems"}
+    settings = {k: str(v) for k, v in cli.settings(args).items()}
     checkpoint.write_json(partial / "run.json", {"script": "make_nano.py", "arguments": settings})
     checkpoint.publish(partial, args.save_dir)
     people_made = f"{args.people} fictional and {args.real_people} real people"

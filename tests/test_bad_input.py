@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import RATIO, ROOT, load_script
@@ -18,7 +17,6 @@ SCRIPTS = sorted(
 )
 TRAINING = [s for s in SCRIPTS if "/" not in s and s.startswith("MLLMU")]
 MASKS, EVAL = "data_process/MLLMU_gen_mask.py", "eval/MLLMU_eval.py"
-SECONDS = 2.0  # the promise is about one second; a busy machine needs more
 
 RUN = """
 import runpy, sys
@@ -37,15 +35,12 @@ sys.exit(code)
 
 
 def run(script: str, *argv) -> tuple[int, list[str], str]:
-    """(exit code, lines on stderr, what was printed); fails when it took long or imported something heavy."""
-    begin = time.monotonic()
+    """(exit code, lines on stderr, what was printed); fails when something heavy was imported."""
     done = subprocess.run(
         [sys.executable, "-c", RUN.format(root=str(ROOT)), str(ROOT / script), *map(str, argv)],
         capture_output=True, text=True, check=False, env=os.environ,
     )  # fmt: skip
-    seconds = time.monotonic() - begin
     assert "imported:\n" in done.stdout, done.stdout[-200:] + done.stderr
-    assert seconds < SECONDS
     return done.returncode, done.stderr.splitlines(), done.stdout
 
 
@@ -57,14 +52,10 @@ def flags_of(lines: list[str]) -> list[str]:
 
 # ---------------------------------------------------------------- help
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_is_instant(script):
+def test_help_imports_nothing_heavy(script):
     code, errors, said = run(script, "--help")
     assert code == 0 and not errors
     assert f"python {script}" in said or "bash" in said, "the help opens with a complete command"
-
-
-def test_the_list_of_scripts_is_not_empty():
-    assert {"MLLMU_GA.py", "MLLMU_finetune.py", "MLLMU_manifold.py", MASKS, EVAL} <= set(SCRIPTS)
 
 
 # ---------------------------------------------------------------- everything at once
@@ -79,65 +70,44 @@ def test_training_scripts_tell_all_mistakes_at_once(script):
         "--data_split_dir", "--forget_ratio", "--batch_size", "--lr", "--ans_only", "--lr_schedule",
         "--learning_rate", "--model_id", "--save_dir",
     }  # fmt: skip
-    if "manifold" in script:
+    if "add_mask_path(p, required=True)" in (ROOT / script).read_text(encoding="utf-8"):
         expected.add("--grad_mask_path")
     assert code == 2
     assert sorted(flags_of(errors)) == sorted(expected)
 
 
-def test_the_mask_script_tells_all_mistakes_at_once():
-    code, errors, _ = run(
-        MASKS, "--data_split_dir", "no/folder", "--forget_ratio", "50", "--fisher", "full", "--threshold",
-        "0",
-        "--model_id", "nowhere/at/all", "--mask", "x",
-    )  # fmt: skip
-    assert code == 2
-    expected = [
-        "--data_split_dir",
-        "--fisher",
-        "--forget_ratio",
-        "--mask",
-        "--model_id",
-        "--save_dir",
-        "--threshold",
-    ]
-    assert sorted(flags_of(errors)) == expected
+OTHERS = {  # script: wrong words, and the flags whose mistakes are told
+    MASKS: (
+        "--fisher full --threshold 0 --model_id nowhere/at/all --mask x",
+        {"--fisher", "--threshold", "--model_id", "--mask", "--save_dir"},
+    ),
+    EVAL: (
+        "--splits forget,tset --shot two --mcq lettre --max_new_tokens -1 --gpu 0",
+        {"--splits", "--shot", "--mcq", "--max_new_tokens", "--gpu", "--evaluated_model"},
+    ),
+}
 
 
-def test_the_evaluation_tells_all_mistakes_at_once():
-    code, errors, _ = run(
-        EVAL, "--data_split_dir", "no/folder", "--forget_ratio", "50", "--splits", "forget,tset", "--shot",
-        "two",
-        "--mcq", "lettre", "--max_new_tokens", "-1", "--gpu", "0",
-    )  # fmt: skip
+@pytest.mark.parametrize("script", OTHERS)
+def test_masks_and_evaluation_tell_all_mistakes_at_once(script):
+    words, flags = OTHERS[script]
+    code, errors, _ = run(script, "--data_split_dir", "no/folder", "--forget_ratio", "50", *words.split())
     assert code == 2
-    expected = [
-        "--data_split_dir", "--evaluated_model", "--forget_ratio", "--gpu", "--max_new_tokens", "--mcq",
-        "--shot",
-        "--splits",
-    ]  # fmt: skip
-    assert sorted(flags_of(errors)) == expected
+    assert sorted(flags_of(errors)) == sorted({"--data_split_dir", "--forget_ratio"} | flags)
 
 
 @pytest.mark.parametrize("script", [*TRAINING, MASKS])
 def test_wrong_folders_are_told_together(script, tmp_path, nano):
     """Values that can be read, but are wrong: what the checks of files and folders find."""
-    (tmp_path / "model").mkdir()
-    (tmp_path / "taken").mkdir()
+    for name in ("model", "taken", "data"):
+        (tmp_path / name).mkdir()
     (tmp_path / "taken" / "x").write_text("x")
-    (tmp_path / "data").mkdir()
-    argv = [
-        "--model_id",
-        tmp_path / "model",
-        "--data_split_dir",
-        tmp_path / "data",
-        "--save_dir",
-        tmp_path / "taken",
-    ]
+    flags = {"--model_id": "model", "--data_split_dir": "data", "--save_dir": "taken"}
+    argv = [word for flag, name in flags.items() for word in (flag, tmp_path / name)]
     expected = {"--data_split_dir", "--model_id"}
     if script in TRAINING:
         expected.add("--save_dir")
-    if "manifold" in script:
+    if "add_mask_path" in (ROOT / script).read_text(encoding="utf-8"):
         argv += ["--grad_mask_path", tmp_path / "no.pt"]
         expected.add("--grad_mask_path")
     if script in TRAINING and "finetune" not in script:
@@ -151,17 +121,8 @@ def test_wrong_folders_are_told_together(script, tmp_path, nano):
 
 def test_the_mask_script_does_not_overwrite_strange_folders(tmp_path, tiny, nano):
     (tmp_path / "x").write_text("x")
-    code, errors, _ = run(
-        MASKS,
-        "--model_id",
-        tiny["llava"],
-        "--data_split_dir",
-        nano,
-        "--forget_ratio",
-        RATIO,
-        "--save_dir",
-        tmp_path,
-    )
+    argv = ["--model_id", tiny["llava"], "--data_split_dir", nano, "--forget_ratio", RATIO]
+    code, errors, _ = run(MASKS, *argv, "--save_dir", tmp_path)
     assert code == 2 and flags_of(errors) == ["--save_dir"]
 
 
@@ -239,18 +200,11 @@ def parsed(monkeypatch, *words):
 
 @pytest.mark.parametrize(
     ("words", "value"),
-    [
-        ([], True),
-        (["--ans_only"], True),
-        (["--ans_only", "True"], True),
-        (["--ans_only", "False"], False),
-        (["--ans_only", "false"], False),
-        (["--ans_only=0"], False),
-        (["--ans_only", "--seed", "1"], True),
-    ],
-)
+    [("", True), ("--ans_only", True), ("--ans_only True", True), ("--ans_only False", False),
+     ("--ans_only false", False), ("--ans_only=0", False), ("--ans_only --seed 1", True)],
+)  # fmt: skip
 def test_a_boolean_flag(monkeypatch, words, value):
-    args = parsed(monkeypatch, *words)
+    args = parsed(monkeypatch, *words.split())
     assert args.ans_only is value and not args.problems.lines
 
 
@@ -268,24 +222,9 @@ def test_spellings_of_the_data_folder(monkeypatch, flag):
 
 @pytest.mark.parametrize(
     "words",
-    [
-        ["--forget_ratio", "5%"], ["--forget_ratio", "²"], ["--forget_ratio", "-5"], ["--batch_size", "1.5"],
-        ["--lr", "nan"], ["--lr", "inf"], ["--lr", "-1"], ["--lora_dropout", "1"], ["--seed", "x"],
-        ["--dtype", "fp16"],
-        ["--shuffle", "2"],
-    ],
+    ["--forget_ratio 5%", "--forget_ratio ²", "--forget_ratio -5", "--batch_size 1.5", "--lr nan", "--lr inf",
+     "--lr -1", "--lora_dropout 1", "--seed x", "--dtype fp16", "--shuffle 2"],
 )  # fmt: skip
 def test_a_value_out_of_range(monkeypatch, words):
-    problems = parsed_problems(monkeypatch, *words)
-    assert len(problems) == 1 and problems[0].startswith(words[0]), problems
-
-
-def parsed_problems(monkeypatch, *words) -> list[str]:
-    """What parsing says, whether it stops at once or leaves it to the checks that follow."""
-    import contextlib
-    import io
-
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.suppress(SystemExit):
-        parsed(monkeypatch, *words).problems.stop()
-    return [line.removeprefix("error: ") for line in said.getvalue().splitlines()]
+    (problem,) = parsed(monkeypatch, *words.split()).problems.lines
+    assert problem.startswith(words.split()[0])

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import load_script, picture_cell, sample
+from conftest import picture_cell, sample
 
 from utils.collate import IGNORE, Batch, Collator
-from utils.losses import label_logits, sequence_log_prob, token_nll
+from utils.losses import answer_lengths, label_logits, sequence_log_prob, token_nll
 from utils.models import FAMILIES, load_model
 
 
@@ -40,6 +40,10 @@ def test_token_nll_by_hand(example):
 
 def test_sequence_log_prob_by_hand(example):
     assert sequence_log_prob(*example).tolist() == pytest.approx([math.log(3 / 10), math.log(1 / 4)])
+
+
+def test_answer_lengths_by_hand(example):
+    assert answer_lengths(example[1]).tolist() == [2, 1]
 
 
 def test_label_logits_by_hand(example):
@@ -88,12 +92,3 @@ def test_label_logits_are_the_full_logits_there(real):
     for row in range(2):
         picked = logits.log_softmax(-1)[torch.arange(len(targets)), targets][rows == row].sum()
         torch.testing.assert_close(scores[row], picked, atol=1e-4, rtol=1e-5)
-
-
-def test_the_scripts_losses(example):
-    nll = token_nll(*example)
-    assert torch.equal(load_script("MLLMU_GA.py").forget_loss(*example), -nll)
-    assert torch.equal(load_script("MLLMU_finetune.py").loss(*example), nll)
-    manifold = load_script("MLLMU_manifold.py")
-    assert torch.equal(manifold.retain_loss(*example), nll)
-    assert torch.equal(manifold.forget_loss(*example, alpha=0.5), -0.5 * nll)

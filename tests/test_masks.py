@@ -247,6 +247,12 @@ def test_released_masks_load(family, tiny, tmp_path):
     assert all(torch.equal(loaded.of(n), masks[n]) for n in loaded.bits)
 
 
+def test_a_released_mask_of_a_family_without_known_names(tmp_path):
+    torch.save({"weight": {"a": torch.ones(2).bool()}}, tmp_path / "released.pt")
+    with pytest.raises(MaskError, match="not for qwen2_5_vl"):
+        Mask.load(str(tmp_path / "released.pt"), "qwen2_5_vl")
+
+
 def test_masks_with_the_names_of_today_load(family, tiny, tmp_path):
     shapes = shapes_of(tiny[family])
     masks = {name: torch.ones(shape).bool() for name, shape in shapes.items()}

@@ -1,11 +1,13 @@
 """Each method's objective: against values by hand, independent formulas, and the limits it must have."""
 
 import math
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import RATIO, load_script, run_script, weights
+from conftest import RATIO, ROOT, load_script, run_script, weights
 
 from utils import models
 from utils.collate import IGNORE, Batch, Collator
@@ -13,10 +15,12 @@ from utils.losses import sequence_log_prob, token_nll
 from utils.masks import Mask, pack
 from utils.mllmu import MLLMUBench
 from utils.reference import AnswerStates, SequenceLogProbs
+from utils.released import PAPER
 
-ODDS = torch.tensor(
-    [[1.0, 3.0], [3.0, 1.0]]
-)  # of tokens 0 and 1, after the first and after the second position
+METHODS = sorted(p.stem.removeprefix("MLLMU_") for p in ROOT.glob("MLLMU_*.py"))
+BENCHMARKS = sorted(p.stem.removesuffix("_gen_mask") for p in ROOT.glob("data_process/*_gen_mask.py"))
+# of tokens 0 and 1, after the first and after the second position
+ODDS = torch.tensor([[1.0, 3.0], [3.0, 1.0]])
 
 
 class TwoTokens(torch.nn.Module):
@@ -64,6 +68,31 @@ def test_by_hand_kl_min():
     assert loss.tolist() == pytest.approx([x + 0.5 * math.log(4 / 3) for x in NLL])
 
 
+def test_by_hand_simnpo():
+    """log p = −log(16/3) over two tokens. L = −α · (2/β) · log σ(−(β/2) · log p − γ)."""
+    script = load_script("MLLMU_SimNPO.py")
+    loss = script.forget_loss(TwoTokens(), two_tokens(), alpha=0.5, beta=4.0, gamma=0.25)
+    exponent = 2 * math.log(16 / 3) - 0.25
+    assert loss.tolist() == pytest.approx([0.25 * math.log(1 + math.exp(-exponent))])
+    assert script.retain_loss(TwoTokens(), two_tokens()).tolist() == pytest.approx(NLL)
+
+
+def test_simnpo_does_not_mind_an_answers_length():
+    """Two answers of the same mean log-probability, of one and of three tokens, count the same."""
+    logits = torch.tensor([[[0.0, 1.0]] * 4] * 2)
+    model = lambda input_ids, use_cache, logits_to_keep: SimpleNamespace(logits=logits[:, logits_to_keep])
+    labels = torch.tensor([[IGNORE, 1, IGNORE, IGNORE], [IGNORE, 1, 1, 1]])
+    batch = Batch({"input_ids": torch.zeros(2, 4, dtype=torch.long)}, labels, ["a", "b"])
+    one, three = load_script("MLLMU_SimNPO.py").forget_loss(model, batch, alpha=1.0, beta=4.5, gamma=0.0)
+    assert one.item() == pytest.approx(three.item())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_values_by_hand(method):
+    """A new method needs a test_by_hand_... above that calls its losses."""
+    assert f'"MLLMU_{method}.py"' in Path(__file__).read_text(encoding="utf-8")
+
+
 # ---------------------------------------------------------------- on tiny models
 @pytest.fixture
 def setting(family, tiny, processors, nano):
@@ -76,8 +105,7 @@ def setting(family, tiny, processors, nano):
         attn="sdpa",
         ans_only=True,
         batch_size=3,
-        loss_tokens="labels",
-        answer_tokens="all",
+        released=PAPER,
     )
     samples = MLLMUBench(str(nano / "MLLMMU-Bench"), RATIO, Problems()).forget()[:7]
     batch = Collator(processors[family], models.FAMILIES[family])(samples[1:5])
@@ -146,12 +174,12 @@ def runs(train_args, tmp_path, monkeypatch):
             made = lambda shapes: {n: pack(torch.full(shape, ones)) for n, shape in shapes.items()}
             monkeypatch.setattr(
                 "utils.training.Trainer.load_mask",
-                lambda self, path: Mask(
+                lambda self: Mask(
                     made({n: tuple(p.shape) for n, p in self.parameters.items()}),
                     {n: list(p.shape) for n, p in self.parameters.items()},
                 ),
             )
-            monkeypatch.setattr("utils.run.check_mask_file", lambda *_: None)
+            monkeypatch.setattr("utils.checks.read_mask", lambda *_: None)
             argv += ["--grad_mask_path", "any"]
         run_script(script, *argv)
         return weights(tmp_path / name)
@@ -188,17 +216,19 @@ def test_manifold_with_an_all_zeros_mask_is_fine_tuning_on_retain(runs):
     assert not same(zeros, runs("ga_diff", "MLLMU_GA_Diff.py", **flags))
 
 
-@pytest.mark.parametrize("method", ["finetune", "reference", "GA", "GA_Diff", "KL_Min", "NPO", "manifold"])
-@pytest.mark.parametrize("benchmark", ["MLLMU", "CLEAR"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
 def test_every_script_of_every_family_runs_to_a_checkpoint(
     benchmark, method, family, tiny, nano, train_args, tmp_path
 ):
-    """MLLMU-Bench on all weights, CLEAR with LoRA (MMUnlearner always on all weights, with a fresh mask)."""
+    """MLLMU-Bench on all weights, others with LoRA (masked methods always on all weights, with a fresh
+    mask)."""
     save_dir, model = tmp_path / method, tiny[family]
     data = {"MLLMU": (nano / "MLLMMU-Bench", RATIO), "CLEAR": (nano / "CLEAR", 10)}[benchmark]
     where = {"model_id": model, "data_split_dir": data[0], "forget_ratio": data[1]}
-    flags = {"save_dir": save_dir, "lora": benchmark == "CLEAR" and method != "manifold"}
-    if method == "manifold":
+    masked = "add_mask_path" in (ROOT / f"{benchmark}_{method}.py").read_text(encoding="utf-8")
+    flags = {"save_dir": save_dir, "lora": benchmark != "MLLMU" and not masked}
+    if masked:
         made = [str(w) for k, v in where.items() for w in (f"--{k}", v)]
         run_script(f"data_process/{benchmark}_gen_mask.py", *made, "--save_dir", tmp_path / "masks")
         flags["grad_mask_path"] = tmp_path / "masks" / f"{benchmark.lower()}_language_mask.pt"
@@ -207,3 +237,33 @@ def test_every_script_of_every_family_runs_to_a_checkpoint(
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     models.load_processor(str(save_dir))
+
+
+# ---------------------------------------------------------------- docs/extending.md
+def blocks(language: str) -> list[str]:
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_worked_example_is_the_script():
+    script = (ROOT / "MLLMU_SimNPO.py").read_text(encoding="utf-8")
+    assert all(block in script for block in blocks("python")) and len(blocks("python")) >= 3
+
+
+def test_npo_with_a_mask_as_the_document_combines_them(train_args, masks, tiny, tmp_path):
+    """The document's own diff makes the copy; NPO takes forget steps only, so all that moved lies inside."""
+    source = (ROOT / "MLLMU_NPO.py").read_text(encoding="utf-8")
+    (diff,) = blocks("diff")
+    for old, new in re.findall(r"^-(.*\n)((?:\+.*\n)+)", diff, re.MULTILINE):
+        assert source.count(old) == 1
+        source = source.replace(old, re.sub(r"^\+", "", new, flags=re.MULTILINE))
+    (tmp_path / "MLLMU_NPO_masked.py").write_text(source, encoding="utf-8")
+    path = masks("llava") / "mllmu_language_mask.pt"
+    run_script(tmp_path / "MLLMU_NPO_masked.py", *train_args(grad_mask_path=path, weight_decay=0.1))
+    mask, before, after = Mask.load(str(path), "llava"), weights(tiny["llava"]), weights(tmp_path / "run")
+    moved = 0
+    for name in before:
+        inside = mask.of(name) if name in mask.bits else torch.zeros(before[name].shape, dtype=torch.bool)
+        assert torch.equal(before[name][~inside], after[name][~inside]), name
+        moved += int((before[name] != after[name]).sum())
+    assert moved > 0.3 * mask.count()[0]

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
@@ -23,17 +24,14 @@ from test_methods import NLL, TwoTokens, gradient, two_tokens
 from test_scripts import snapshot, trainer_of
 
 from data_process.saliency import ratio_mask
-from utils import cli, models
+from utils import cli, models, released
 from utils.collate import IGNORE, Batch, Collator
 from utils.data import repeat_text
 from utils.losses import token_nll
-from utils.masks import RELEASED_NAMES, Mask
+from utils.masks import Mask
 from utils.mllmu import MLLMUBench
-from utils.reference import AnswerStates, FrozenModel
-
-
-def defaults(**changes) -> dict:
-    return {name: values[0] for name, (values, _) in cli.RELEASED.items()} | changes
+from utils.reference import AnswerStates
+from utils.released import FrozenModel, Released, retain_loss_everywhere, token_mean_loss
 
 
 def refused(script, argv, capsys) -> list[str]:
@@ -43,30 +41,49 @@ def refused(script, argv, capsys) -> list[str]:
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
 
 
-def test_which_script_has_which_switch_and_all_are_documented(monkeypatch):
-    """In the help under one title, with the first value as the default, in the twin as well."""
-    every = {"loss_tokens", "answer_tokens"}
-    training = every | {"schedule_every"}
-    expected = {"GA": training, "GA_Diff": training, "reference": training}
-    expected |= {"finetune": training | {"text_questions"}, "NPO": training | {"npo_loss"}}
-    expected |= {"KL_Min": training | {"kl_positions"}}
-    mask = {"clip", "clip_steps", "mask_names", "unlisted", "masked_weights"}
-    expected |= {"manifold": training | mask, "gen_mask": every | {"fisher_dtype", "fisher_mode"}}
-    for name, switches in expected.items():
-        for bench in ("MLLMU", "CLEAR"):
-            caught = []
-            monkeypatch.setattr(cli, "parse", lambda p, argv=None, caught=caught: caught.append(p))
-            path = f"{bench}_{name}.py" if name != "gen_mask" else f"data_process/{bench}_{name}.py"
-            load_script(path).parse_args()
-            (group,) = [g for g in caught[0]._action_groups if g.title == "as released"]
-            assert {a.dest for a in group._group_actions} == switches
-            for action in group._group_actions:
-                values, _ = cli.RELEASED[action.dest]
-                assert action.default == values[0] and action.help.endswith(f"default {values[0]}")
-    assert set().union(*expected.values()) == set(cli.RELEASED)
-    table = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    for name, (values, _) in cli.RELEASED.items():
-        assert f"`--{name} {values[1]}" in table, name
+MASK_SCRIPTS = ROOT.glob("data_process/*_gen_mask.py")
+SCRIPTS = sorted(p.relative_to(ROOT) for p in (*ROOT.glob("*_*.py"), *MASK_SCRIPTS))
+SWITCHES = {f.name: f for f in fields(Released)}
+
+
+def flags_of(script, monkeypatch) -> list[tuple[str, list]]:
+    """(title, flags) of each group of the script's help, in order."""
+    caught = []
+    monkeypatch.setattr(cli, "parse", caught.append)
+    load_script(script).parse_args()
+    groups = [(g.title, [a for a in g._group_actions if a.dest != "help"]) for g in caught[0]._action_groups]
+    return [(title, actions) for title, actions in groups if actions]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=str)
+def test_help_shows_the_method_first_and_the_switches_last(script, monkeypatch):
+    """At most 25 flags come before the last group, and a switch's default is the paper's method."""
+    *groups, (title, last) = flags_of(script, monkeypatch)
+    before = [action.dest for _, actions in groups for action in actions]
+    assert title.startswith("as released") and len(before) <= 25
+    assert not set(before) & set(SWITCHES) and {a.dest for a in last} & set(SWITCHES)
+    titles = [title for title, _ in groups]
+    assert titles.index("model") <= 1, "the method's own flags, the group without a title, come first"
+    for action in (a for a in last if a.dest in SWITCHES):
+        default = SWITCHES[action.dest].default
+        assert action.default == default and action.help.endswith(f"default {default}")
+
+
+def test_every_switch_is_some_scripts_and_documented(monkeypatch):
+    groups = [group for script in SCRIPTS for group in flags_of(script, monkeypatch)]
+    assert set(SWITCHES) <= {action.dest for _, actions in groups for action in actions}
+    table = (ROOT / "docs" / "as_released.md").read_text(encoding="utf-8")
+    for name, switch in SWITCHES.items():
+        assert f"`--{name} {switch.metadata['values'][1]}" in table, name
+
+
+def test_the_set_is_whole_whatever_a_script_declares(monkeypatch):
+    p = cli.parser("")
+    cli.add_model_args(p)
+    cli.add_released_train_args(p, "clip")
+    args = cli.parse(p, ["--model_id", "m", "--clip", "before_mask"])
+    assert args.released == Released(clip="before_mask")
+    assert "clip" in cli.settings(args) and "unlisted" not in cli.settings(args)
 
 
 # ---------------------------------------------------------------- labels
@@ -172,7 +189,7 @@ def test_text_questions_twice(train_args, tmp_path, nano):
 def test_npo_token_mean_by_hand():
     """log p = −log(16/3) over two tokens, log p_ref = −2: the mean differs by (2 − log(16/3)) / 2."""
     reference = SimpleNamespace(of=lambda batch: torch.tensor([-2.0]))
-    loss = load_script("MLLMU_NPO.py").token_mean_loss(TwoTokens(), two_tokens(), reference, beta=0.4)
+    loss = token_mean_loss(TwoTokens(), two_tokens(), reference, beta=0.4)
     difference = (2 - math.log(16 / 3)) / 2
     assert loss.tolist() == pytest.approx([5 * math.log(1 + math.exp(0.4 * difference))])
     # two samples, of two and of one token: the mean is over three tokens, not over two answers
@@ -180,7 +197,7 @@ def test_npo_token_mean_by_hand():
     ids = torch.cat([two.inputs["input_ids"]] * 2)
     batch = Batch({"input_ids": ids}, torch.tensor([[IGNORE, 1, 1], [IGNORE, 1, IGNORE]]), ["a", "b"])
     reference = SimpleNamespace(of=lambda batch: torch.tensor([-2.0, -1.0]))
-    loss = load_script("MLLMU_NPO.py").token_mean_loss(TwoTokens(), batch, reference, beta=0.4)
+    loss = token_mean_loss(TwoTokens(), batch, reference, beta=0.4)
     difference = (3 - sum(NLL) - NLL[0]) / 3
     assert loss.tolist() == pytest.approx([5 * math.log(1 + math.exp(0.4 * difference))])
 
@@ -199,14 +216,20 @@ def test_npo_loss_in_a_run(train_args, tmp_path):
 
 def test_kl_at_all_positions(family, tiny, processors, nano):
     """Against torch's own batchmean over (B, T, V), in a batch with padding and pictures."""
-    args = SimpleNamespace(model_id=str(tiny[family]), dtype="fp32", attn="sdpa", batch_size=3, ans_only=True)
-    args = SimpleNamespace(**vars(args), **defaults())
+    args = SimpleNamespace(
+        model_id=str(tiny[family]),
+        dtype="fp32",
+        attn="sdpa",
+        batch_size=3,
+        ans_only=True,
+        released=Released(),
+    )
     samples = MLLMUBench(str(nano / "MLLMMU-Bench"), RATIO, cli.Problems()).forget()[:4]
     batch = Collator(processors[family], models.FAMILIES[family])(samples)
     assert not batch.inputs["attention_mask"].all()
     script, model = load_script("MLLMU_KL_Min.py"), models.load_model(args.model_id).eval()
     vanilla = FrozenModel(args, args.model_id, samples)
-    start = script.retain_loss_everywhere(model, batch, vanilla)
+    start = retain_loss_everywhere(model, batch, vanilla)
     torch.testing.assert_close(start, token_nll(model, batch), atol=1e-5, rtol=0)
     with torch.no_grad():
         before = model(**batch.inputs).logits
@@ -214,7 +237,7 @@ def test_kl_at_all_positions(family, tiny, processors, nano):
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
         now = model(**batch.inputs, labels=batch.labels)
     kl = F.kl_div(now.logits.log_softmax(-1), before.softmax(-1), reduction="batchmean")
-    terms = script.retain_loss_everywhere(model, batch, vanilla)
+    terms = retain_loss_everywhere(model, batch, vanilla)
     torch.testing.assert_close(terms.mean(), now.loss + kl, rtol=1e-4, atol=1e-4)
     at_answers = script.retain_loss(model, batch, AnswerStates(args, args.model_id, samples))
     assert kl > 10 * (at_answers.mean() - now.loss) > 0
@@ -292,7 +315,7 @@ def moved(step) -> set[str]:
 def test_mask_names_released(stepped):
     """Embeddings, norms and head drop out of the mask and so out of the forget step."""
     every, some = stepped("f"), stepped("f", mask_names="released")
-    kept = {n for n in every.mask.bits if any(word in n for word in RELEASED_NAMES)}
+    kept = {n for n in every.mask.bits if any(word in n for word in released.MASK_NAMES)}
     assert set(some.mask.bits) == kept and moved(some) == moved(every) & kept
     dropped = moved(every) - moved(some)
     assert {"lm_head.weight", "model.language_model.embed_tokens.weight"} <= dropped

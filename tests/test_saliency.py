@@ -15,6 +15,7 @@ from utils.losses import token_nll
 from utils.masks import Mask
 from utils.mllmu import MLLMUBench
 from utils.models import FAMILIES, empty_model, load_model, part_of_parameters
+from utils.released import PAPER
 
 PARTS = ("language", "vision", "both")
 
@@ -256,8 +257,7 @@ def test_gradient_checkpointing_works_in_the_pass(tiny, processors, monkeypatch)
             vanilla_dir=None, model_id=str(tiny["llava"]), dtype="fp32", attn="sdpa",
             gradient_checkpointing=on,
             fisher_device="model", ans_only=True, batch_size=2, fisher="batch", threshold=1.0,
-            save_dir="x", seed=0, loss_tokens="labels", answer_tokens="all", fisher_dtype="fp32",
-            fisher_mode="eval",
+            save_dir="x", seed=0, released=PAPER, defaults={},
         )  # fmt: skip
         one = [sample(picture=picture_cell())]
         saliency.make_masks(args, {"forget": one, "retain": one, "text": [sample()]}, "mllmu")

@@ -115,10 +115,10 @@ def refused(train_args, tmp_path, capsys, monkeypatch):
     def loading(*args, **kwargs):
         raise AssertionError("the model was loaded before the input was checked")
 
-    def run(**flags) -> str:
+    def run(script: str = MANIFOLD, **flags) -> str:
         monkeypatch.setattr(models, "load_model", loading)
         with pytest.raises(SystemExit) as end:
-            run_script(MANIFOLD, *train_args(**flags))
+            run_script(script, *train_args(**flags))
         assert end.value.code == 2
         assert not (tmp_path / "run").exists() and not (tmp_path / ".run.partial").exists()
         said = capsys.readouterr().err
@@ -132,6 +132,18 @@ def test_the_mask_of_another_model(refused, masks, tiny):
     path = masks("llava") / "mllmu_language_mask.pt"
     said = refused(model_id=tiny["other_llava"], grad_mask_path=path)
     assert "--grad_mask_path" in said and str(tiny["llava"]) in said and "MLLMU_gen_mask.py" in said
+
+
+def test_who_makes_the_right_mask(refused, masks, tiny, nano):
+    data = {"data_split_dir": nano / "CLEAR", "forget_ratio": 10}
+    path = masks("llava") / "mllmu_language_mask.pt"
+    said = refused("CLEAR_manifold.py", model_id=tiny["other_llava"], grad_mask_path=path, **data)
+    assert "CLEAR_gen_mask.py makes one" in said and "MLLMU_gen_mask" not in said
+
+
+def test_a_model_of_the_hub_that_cannot_be_reached(refused, masks):
+    said = refused(model_id="nobody/nothing", grad_mask_path=masks("llava") / "mllmu_both_mask.pt")
+    assert said.startswith("error: --grad_mask_path: nobody/nothing cannot be looked at")
 
 
 def test_the_vanilla_model_is_what_counts(refused, masks, tiny):
@@ -225,4 +237,5 @@ def test_a_command_as_a_user_types_it(tiny, nano, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "run.json").is_file()
+    assert done.stdout.startswith("--model_id ") and "--lr" not in done.stdout, "what is not the default"
     assert "forget: 30 questions of 2 people" in done.stdout and "steps: 8 forget" in done.stdout

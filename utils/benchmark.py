@@ -50,6 +50,7 @@ class Bench:
     """
 
     TITLE: str
+    MASK_SCRIPT: str  # the script that makes masks from it
     RATIOS: tuple[int, ...]  # percent
     FOLDERS: tuple[str, ...]  # names that its folders have, looked for in and beside the given one
     SPLITS: tuple[Split, ...]

@@ -10,15 +10,21 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from utils import cli
 from utils.cli import Problems
+from utils.data import fingerprint
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "pillow", "numpy")
 
@@ -75,6 +81,36 @@ def versions() -> dict[str, str]:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def manifest(args, data: dict[str, list], accelerator) -> dict[str, Any]:
+    """The beginning of a run.json: every flag, versions, commit, device, and a fingerprint of each data
+    set."""
+    return {
+        "script": Path(sys.argv[0]).name,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "arguments": cli.settings(args),
+        "seed": args.seed,
+        "git_commit": git_commit(),
+        "versions": versions(),
+        "device": str(accelerator.device),
+        "processes": accelerator.num_processes,
+        "data": {
+            name: {"samples": len(items), "fingerprint": fingerprint(items)} for name, items in data.items()
+        },
+    }
+
+
+def cost(started: float) -> dict[str, Any]:
+    """Wall time since `started` (time.monotonic) and peak memory of this process, for the end of a
+    run.json."""
+    import torch
+
+    return {
+        "seconds": round(time.monotonic() - started, 1),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # ru_maxrss is in KiB
+        "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+    }
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -46,6 +46,7 @@ class CLEARBench(Bench):
     TITLE, RATIOS, FOLDERS = "CLEAR", (1, 5, 10), ("CLEAR",)
     SPLITS = (FORGET, RETAIN, Split("real_faces"), Split("real_world"))
     TASKS = ("classification", "generation", "probability", "truth_ratio")
+    MASK_SCRIPT = "data_process/CLEAR_gen_mask.py"
 
     def split_tables(self, forget_ratio: int) -> tuple[str, str]:
         return f"forget{forget_ratio:02d}", f"retain{100 - forget_ratio}"

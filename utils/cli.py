@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from utils.released import MASK_SWITCHES, Released
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,25 @@ def flag(p, *names: str, default: bool, help: str) -> None:
     )
 
 
+def model_name(text: str) -> str:
+    """The type of flags that name a model; parse() collects them in `args.models`."""
+    return text
+
+
+def add_model_flag(p, name: str, **options) -> None:
+    """A flag that names a model, a folder or a Hugging Face id: utils.checks looks at what it names."""
+    p.add_argument(name, type=model_name, **options)
+
+
 def parse(p: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse; `args.problems` holds every mistake so far. Checks of files add to it, then somebody calls
-    `stop()`. A value that cannot be read is a problem and stands as the default until then."""
+    """The flags' values, and beside them
+
+    problems: every mistake so far; checks of files add to it before `problems.stop()` is called. A value that
+        cannot be read is a problem and stands as the default until then.
+    defaults: {flag without dashes: default}, in the order of the help.
+    models: {flag: name} of the flags that name a model.
+    released: all switches of utils.released, also those that the script has no flag for.
+    """
     required = [action for action in p._actions if action.required]
     for action in required:
         action.required = False  # collected below, together with the other mistakes
@@ -134,16 +152,29 @@ def parse(p: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse
     for word, before in zip(unknown, ["", *unknown]):
         if word.startswith("-") or not before.startswith("-"):  # else it is the value of the flag before it
             args.problems.add(f"{word.partition('=')[0]}: unknown argument (see --help)")
+    flags = [action for action in p._actions if action.dest != "help"]
+    args.defaults = {action.dest: action.default for action in flags}
+    args.models = {a.option_strings[0]: getattr(args, a.dest) for a in flags if a.type is model_name}
+    switches = {f.name for f in fields(Released)} & args.defaults.keys()
+    args.released = Released(**{name: getattr(args, name) for name in switches})
     return args
+
+
+def settings(args: argparse.Namespace) -> dict[str, object]:
+    """Every flag of the command with its value."""
+    return {name: getattr(args, name) for name in args.defaults}
 
 
 # ---------------------------------------------------------------- groups of flags
 def add_model_args(p: argparse.ArgumentParser, vanilla: bool = True) -> None:
     """--model_id and, with `vanilla`, --vanilla_dir; precision and attention."""
+    # what shared code finds where a script has no such flag
+    p.set_defaults(vanilla_dir=None, grad_mask_path=None, resume=False)
     g = p.add_argument_group("model")
-    g.add_argument("--model_id", required=True, help="original model: a folder or a Hugging Face id")
+    add_model_flag(g, "--model_id", required=True, help="original model: a folder or a Hugging Face id")
     if vanilla:
-        g.add_argument(
+        add_model_flag(
+            g,
             "--vanilla_dir",
             help="vanilla (fine-tuned) model to unlearn; default: --model_id is the vanilla model",
         )
@@ -202,13 +233,6 @@ def add_lora_args(p: argparse.ArgumentParser, default: bool) -> None:
     )
     g.add_argument("--lora_r", type=number(int, 1), default=16, help="rank; default 16")
     g.add_argument("--lora_alpha", type=number(float, 0, above=True), default=16, help="scale; default 16")
-    g.add_argument("--lora_dropout", type=number(float, 0, 0.99), default=0.05, help="dropout; default 0.05")
-    g.add_argument(
-        "--lora_parts",
-        type=choice("language", "vision", "both"),
-        default="both",
-        help="which part's linear layers get an adapter; default both",
-    )
 
 
 def add_train_args(p: argparse.ArgumentParser) -> None:
@@ -235,13 +259,6 @@ def add_train_args(p: argparse.ArgumentParser) -> None:
         help="decay over all optimizer steps; default linear",
     )
     g.add_argument(
-        "--warmup_ratio", type=number(float, 0, 1), default=0.0, help="share of steps to warm up; default 0"
-    )
-    g.add_argument("--weight_decay", type=number(float, 0), default=0.0, help="AdamW decay; default 0")
-    g.add_argument(
-        "--adam_eps", type=number(float, 0, above=True), default=1e-8, help="AdamW epsilon; default 1e-8"
-    )
-    g.add_argument(
         "--max_grad_norm",
         type=number(float, 0),
         default=1.0,
@@ -253,15 +270,11 @@ def add_train_args(p: argparse.ArgumentParser) -> None:
         default=True,
         help="loss on the answer and its end-of-turn token; default True; False: on every text token",
     )
-    flag(g, "--shuffle", default=True, help="shuffle each epoch by the seed; default True")
     flag(
         g,
         "--gradient_checkpointing",
         default=False,
         help="less memory, about a third more time; default False",
-    )
-    g.add_argument(
-        "--num_workers", type=number(int, 0), default=0, help="processes that prepare batches; default 0"
     )
     g.add_argument("--seed", type=number(int, 0), default=42, help="fixes data order and dropout; default 42")
     g.add_argument(
@@ -273,83 +286,65 @@ def add_train_args(p: argparse.ArgumentParser) -> None:
     flag(g, "--resume", default=False, help="go on from the state that --save_steps kept; default False")
 
 
-def add_forget_args(p: argparse.ArgumentParser) -> None:
+def add_forget_args(p: argparse.ArgumentParser, alpha: float = 1.0) -> None:
     """--forget_alpha, of the methods that alternate."""
     p.add_argument(
         "--forget_alpha",
         type=number(float, 0),
-        default=1.0,
-        help="weight α of the forgetting loss; default 1; 0: no forget steps, only retain steps",
+        default=alpha,
+        help=f"weight α of the forgetting loss; default {alpha:g}; 0: no forget steps, only retain steps",
     )
 
 
-RELEASED = {  # switch: (values, the first is the default; help). Described in docs/methods.md, "As released"
-    "loss_tokens": (
-        ("labels", "all"),
-        "tokens in the loss: what --ans_only says, or all but padding, picture placeholders included",
-    ),
-    "answer_tokens": (("all", "skip_first"), "whether an answer's first token is in the loss"),
-    "schedule_every": (
-        ("step", "epoch"),
-        "when the schedule, sized in optimizer steps, goes on: epoch makes the learning rate almost constant",
-    ),
-    "text_questions": (("once", "twice"), "how often an epoch sees a text-only question"),
-    "npo_loss": (
-        ("sequence", "token_mean"),
-        "what NPO compares: an answer's log-probability, or the mean over all tokens of a batch",
-    ),
-    "kl_positions": (
-        ("answer", "all"),
-        "where KL is taken: per token of the loss, or summed over every position, padding and pictures"
-        " included, per sample (a second model in memory; all: a batch is one forward)",
-    ),
-    "clip": (
-        ("after_mask", "before_mask"),
-        "whether a forget step's gradient is clipped after it was masked or before",
-    ),
-    "clip_steps": (("all", "forget"), "which steps --max_grad_norm clips"),
-    "mask_names": (
-        ("all", "released"),
-        "which of the mask's parameters count: released drops those without proj, fc, linear, mlp or qkv in"
-        " their name",
-    ),
-    "unlisted": (
-        ("freeze", "train"),
-        "what a forget step does to parameters that the mask does not name: nothing, or an unmasked step",
-    ),
-    "masked_weights": (
-        ("keep", "drift"),
-        "weights outside the mask in a forget step: keep every bit, or only their gradient is 0, so that the"
-        " optimizer's momentum and decay move them",
-    ),
-    "fisher_dtype": (
-        ("fp32", "bf16", "fp16"),
-        "precision of squared gradients, sums and ratio; in 16 bits 0/0 is left as it falls out",
-    ),
-    "fisher_mode": (("eval", "train"), "the model's mode in the Fisher pass; train: with its dropout"),
-}
-RELEASED_MASK = ("loss_tokens", "answer_tokens", "fisher_dtype", "fisher_mode")
+def add_mask_path(p: argparse.ArgumentParser, required: bool = False) -> None:
+    """--grad_mask_path, for Trainer.load_mask."""
+    p.add_argument(
+        "--grad_mask_path", required=required, help="mask file: which weights a forget step may change"
+    )
 
 
-def add_released_args(p: argparse.ArgumentParser, *switches: str) -> None:
-    """Switches of RELEASED for numbers as the paper's released code has them. None is on by default."""
-    g = p.add_argument_group("as released", "What the paper's released code computes otherwise.")
-    for name in switches:
-        values, text = RELEASED[name]
+def _last_group(p: argparse.ArgumentParser, *switches: str):
+    """The help's last group: switches of utils.released, and what few runs need."""
+    p.usage = "%(prog)s --flag value ..."
+    g = p.add_argument_group(
+        "as released, and rarely needed",
+        "What the paper's released code computes otherwise (docs/as_released.md), and what serves few runs.",
+    )
+    for switch in (f for name in switches for f in fields(Released) if f.name == name):
+        values = switch.metadata["values"]
         g.add_argument(
-            f"--{name}", type=choice(*values), default=values[0], metavar="|".join(values),
-            help=f"{text}; default {values[0]}",
+            f"--{switch.name}", type=choice(*values), default=switch.default, metavar="|".join(values),
+            help=f"{switch.metadata['help']}; default {switch.default}",
         )  # fmt: skip
+    return g
 
 
 def add_released_train_args(p: argparse.ArgumentParser, *own: str) -> None:
-    """The switches of every training script, and those of this method's own."""
-    add_released_args(p, "loss_tokens", "answer_tokens", "schedule_every", *own)
+    """The last group of a training script; own: this method's switches."""
+    g = _last_group(p, "loss_tokens", "answer_tokens", "schedule_every", *own)
+    g.add_argument("--lora_dropout", type=number(float, 0, 0.99), default=0.05, help="dropout; default 0.05")
+    g.add_argument(
+        "--lora_parts",
+        type=choice("language", "vision", "both"),
+        default="both",
+        help="which part's linear layers get an adapter; default both",
+    )
+    g.add_argument(
+        "--warmup_ratio", type=number(float, 0, 1), default=0.0, help="share of steps to warm up; default 0"
+    )
+    g.add_argument("--weight_decay", type=number(float, 0), default=0.0, help="AdamW decay; default 0")
+    g.add_argument(
+        "--adam_eps", type=number(float, 0, above=True), default=1e-8, help="AdamW epsilon; default 1e-8"
+    )
+    flag(g, "--shuffle", default=True, help="shuffle each epoch by the seed; default True")
+    g.add_argument(
+        "--num_workers", type=number(int, 0), default=0, help="processes that prepare batches; default 0"
+    )
 
 
 def add_released_mask_args(p: argparse.ArgumentParser) -> None:
-    """The switches of the mask scripts."""
-    add_released_args(p, *RELEASED_MASK)
+    """The last group of the mask scripts."""
+    _last_group(p, *MASK_SWITCHES)
 
 
 def add_mask_args(p: argparse.ArgumentParser) -> None:

@@ -7,15 +7,14 @@ number of their tokens is counted from the right.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
+from tqdm import tqdm
 
-from utils.data import Picture, Sample
-
-IGNORE = -100  # label of a token that does not count, as in torch's cross-entropy
+from utils.data import IGNORE, Picture, Sample
 
 
 @dataclass
@@ -109,9 +108,11 @@ class Collator:
     @classmethod
     def of(cls, args, processor, family) -> Collator:
         """The collator that a script's arguments ask for."""
+        released = args.released
         return cls(
-            processor, family, args.ans_only, loss_tokens=args.loss_tokens, answer_tokens=args.answer_tokens
-        )
+            processor, family, args.ans_only,
+            loss_tokens=released.loss_tokens, answer_tokens=released.answer_tokens,
+        )  # fmt: skip
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         prompts = [self.chat.prompt(s.question, int(s.picture is not None)) for s in samples]
@@ -205,3 +206,17 @@ def by_modality(samples: Iterable) -> list[list]:
     """
     groups = [[s for s in samples if s.picture is not None], [s for s in samples if s.picture is None]]
     return [group for group in groups if group]
+
+
+def cut(samples: Iterable[Sample], size: int) -> list[list[Sample]]:
+    """Batches of at most `size` samples, in order, each `by_modality`."""
+    return [group[i : i + size] for group in by_modality(samples) for i in range(0, len(group), size)]
+
+
+def one_pass(collate: Collator, batches: list[list[Sample]], state, title: str) -> Iterator[Batch]:
+    """The batches of `cut` on the device of this process, under a progress bar. state: an Accelerator or a
+    PartialState."""
+    for samples in tqdm(
+        batches, desc=title, unit="batch", disable=not state.is_main_process, mininterval=1.0
+    ):
+        yield collate(samples).to(state.device)

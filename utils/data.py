@@ -12,9 +12,12 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from utils.cli import Problems
+if TYPE_CHECKING:
+    from utils.cli import Problems
+
+IGNORE = -100  # label of a token that does not count, as in torch's cross-entropy
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,19 @@
 
 A method's loss function returns a vector of terms, one per labelled token (or one per sample); the training
 loop takes the mean over all terms of an optimizer step, however the step is cut into forwards and processes.
-So a loss never divides.
+So a loss never divides by how many there are. torch is imported where it is used: `--help` loads this file.
 """
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+from typing import TYPE_CHECKING
 
-from utils.collate import IGNORE, Batch
+from utils.data import IGNORE
+
+if TYPE_CHECKING:
+    import torch
+
+    from utils.collate import Batch
 
 
 def label_logits(model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -43,12 +47,21 @@ def label_states(model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
 
 def token_nll(model, batch: Batch) -> torch.Tensor:
     """−log p(token) of every labelled token, (N,). Its mean is the cross-entropy CE."""
+    import torch.nn.functional as F
+
     logits, targets, _ = label_logits(model, batch)
     return F.cross_entropy(logits, targets, reduction="none")
 
 
 def sequence_log_prob(model, batch: Batch) -> torch.Tensor:
     """log p(answer | prompt) of every sample, the sum over its labelled tokens, (B,)."""
+    import torch.nn.functional as F
+
     logits, targets, rows = label_logits(model, batch)
     log_prob = -F.cross_entropy(logits, targets, reduction="none")
     return log_prob.new_zeros(len(batch.ids)).index_add(0, rows, log_prob)
+
+
+def answer_lengths(batch: Batch) -> torch.Tensor:
+    """|y|: the number of labelled tokens of every sample, (B,)."""
+    return (batch.labels[:, 1:] != IGNORE).sum(dim=1)

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.models import FAMILIES, weight_files
+from utils.models import FAMILIES, local_folder, weight_files
+from utils.released import MASK_NAMES, PAPER, Released
 
 FORMAT = "mmunlearner-mask-1"
-RELEASED_NAMES = ("proj", "fc", "linear", "mlp", "qkv")  # what --mask_names released keeps
 
 
 class MaskError(ValueError):
@@ -47,24 +47,15 @@ def unpack(bits: torch.Tensor, shape: torch.Size | list[int]) -> torch.Tensor:
 
 
 # ---------------------------------------------------------------- the mask in memory
-@dataclass(frozen=True)
-class Rules:
-    """How a forget step uses its mask. The defaults are the method; the other values are the released code's,
-    under the flags of the same names."""
-
-    clip: str = "after_mask"
-    unlisted: str = "freeze"
-    masked_weights: str = "keep"
-
-
 @dataclass
 class Mask:
-    """bits and shape per parameter name; `about` is what the file says of its origin."""
+    """bits and shape per parameter name; `about` is what the file says of its origin; `rules`, how a forget
+    step uses the mask: its clip, unlisted and masked_weights."""
 
     bits: dict[str, torch.Tensor]
     shapes: dict[str, list[int]]
     about: dict[str, Any] = field(default_factory=dict)
-    rules: Rules = Rules()
+    rules: Released = PAPER
 
     def count(self) -> tuple[int, int]:
         """(salient weights, weights that the mask names)."""
@@ -85,10 +76,11 @@ class Mask:
         temporary.replace(path)
 
     @classmethod
-    def load(cls, path: str, model_type: str, names: str = "all") -> Mask:
-        """Read either format; with names "released" only the parameters that the released code would use.
+    def load(cls, path: str, model_type: str, rules: Released = PAPER) -> Mask:
+        """Read either format; with rules.mask_names "released" only the parameters that the released code
+        would use.
 
-        Raises MaskError for a file that is no mask.
+        Raises MaskError for a file that is no mask, or whose names are unknown for this kind of model.
         """
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -98,14 +90,20 @@ class Mask:
         if not isinstance(content, dict) or not isinstance(content.get("weight"), dict):
             raise MaskError(f"{path} is not a mask file: it holds no 'weight'")
         weight = content.pop("weight")
-        if names == "released":
-            weight = {name: m for name, m in weight.items() if any(word in name for word in RELEASED_NAMES)}
+        if rules.mask_names == "released":
+            kept = [name for name in weight if any(word in name for word in MASK_NAMES)]
+            weight = {name: weight[name] for name in kept}
         if content.pop("format", None) == FORMAT:
-            return cls(weight, content.pop("shape"), content)
+            return cls(weight, content.pop("shape"), content, rules)
+        if model_type not in FAMILIES:
+            raise MaskError(
+                f"{path} is a mask of the released code, whose names are known for {', '.join(FAMILIES)},"
+                f" not for {model_type}"
+            )
         # released format; its parameters without gradient carry the integer 0: outside the mask
         weight = {today(name, model_type): m for name, m in weight.items() if isinstance(m, torch.Tensor)}
         bits = {name: pack(m.bool()) for name, m in weight.items()}
-        return cls(bits, {name: list(m.shape) for name, m in weight.items()}, {"kind": "released"})
+        return cls(bits, {name: list(m.shape) for name, m in weight.items()}, {"kind": "released"}, rules)
 
     def check(self, shapes: dict[str, list[int]]) -> None:
         """Raises MaskError unless every name and shape is the model's and at least one weight is salient.
@@ -116,7 +114,7 @@ class Mask:
         if strange:
             raise MaskError(
                 f"it names {len(strange)} of {len(self.bits)} parameters that the model does not have,"
-                f" e.g. {strange[0]}; make a mask for this model with data_process/MLLMU_gen_mask.py"
+                f" e.g. {strange[0]}"
             )
         wrong = [name for name in self.bits if list(self.shapes[name]) != list(shapes[name])]
         if wrong:
@@ -126,6 +124,12 @@ class Mask:
             )
         if self.count()[0] == 0:
             raise MaskError("it lets no weight change: forgetting would silently do nothing")
+
+    def check_origin(self, model_name: str) -> None:
+        """Raises MaskError where the mask says that it was made for other weights than this folder's."""
+        made_for, folder = self.about.get("model"), local_folder(model_name)
+        if made_for and folder and made_for["fingerprint"] != model_fingerprint(folder):
+            raise MaskError(f"it was made for other weights ({made_for['name']}) than {model_name}")
 
 
 def today(name: str, model_type: str) -> str:

@@ -28,6 +28,7 @@ class MLLMUBench(Bench):
         RETAIN,
         Split("real", about="real celebrities"),
     )
+    MASK_SCRIPT = "data_process/MLLMU_gen_mask.py"
 
     def split_tables(self, forget_ratio: int) -> tuple[str, str]:
         return f"forget_{forget_ratio}", f"retain_{100 - forget_ratio}"

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.cli import Problems
-
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, ProcessorMixin
+
+    from utils.cli import Problems
 
 PARTS = ("vision", "language")
 

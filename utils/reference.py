@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-
-import torch
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 from utils import models
-from utils.collate import Batch, Collator, by_modality
 from utils.data import Sample
 from utils.losses import label_states, sequence_log_prob
+
+if TYPE_CHECKING:
+    import torch
+
+    from utils.collate import Batch
 
 
 class SequenceLogProbs:
@@ -32,6 +34,8 @@ class SequenceLogProbs:
 
     def of(self, batch: Batch) -> torch.Tensor:
         """(B,), on the device of the batch."""
+        import torch
+
         return torch.stack([self.by_id[i] for i in batch.ids]).to(batch.labels.device)
 
 
@@ -55,44 +59,27 @@ class AnswerStates:
 
         _go_over(args, name, samples, keep)
 
-    @torch.no_grad()
     def log_probs(self, batch: Batch) -> torch.Tensor:
         """(N, V) in fp32, in the order of utils.losses.label_logits."""
+        import torch
+
         device = batch.labels.device
         states = torch.cat([self.by_id[i] for i in batch.ids]).to(device)
-        return self.head.to(device)(states).float().log_softmax(dim=-1)
+        with torch.no_grad():
+            return self.head.to(device)(states).float().log_softmax(dim=-1)
 
 
-class FrozenModel:
-    """The distribution of the model `name` at every position, for --kl_positions all.
-
-    What a padding position says depends on the batch around it, so nothing can be computed before: this keeps
-    a second model in memory, as the released code does.
-    """
-
-    def __init__(self, args, name: str, samples: list[Sample]):
-        from accelerate import PartialState
-
-        self.model = models.load_model(name, args.dtype, args.attn).eval().to(PartialState().device)
-
-    @torch.no_grad()
-    def log_probs(self, batch: Batch) -> torch.Tensor:
-        """(B, T, V) in fp32."""
-        return self.model(**batch.inputs, use_cache=False).logits.float().log_softmax(dim=-1)
-
-
-@torch.no_grad()
 def _go_over(args, name: str, samples: list[Sample], keep: Callable) -> None:
     """Call keep(model, batch) on all samples, the model in eval mode and without an adapter."""
+    import torch
     from accelerate import PartialState
+
+    from utils.collate import Collator, cut, one_pass
 
     state = PartialState()
     processor = models.load_processor(name, args.model_id)
     model = models.load_model(name, args.dtype, args.attn).eval().to(state.device)
     collate = Collator.of(args, processor, models.family_of(model))
-    size = args.batch_size
-    batches = [group[i : i + size] for group in by_modality(samples) for i in range(0, len(group), size)]
-    for some in tqdm(
-        batches, desc="reference", unit="batch", disable=not state.is_main_process, mininterval=1.0
-    ):
-        keep(model, collate(some).to(state.device))
+    with torch.no_grad():
+        for batch in one_pass(collate, cut(samples, args.batch_size), state, "reference"):
+            keep(model, batch)

@@ -18,10 +18,11 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from utils import checkpoint, models, run
+from utils import checkpoint, checks, models
 from utils.data import Sample
 
 if TYPE_CHECKING:
@@ -123,9 +124,9 @@ class Trainer:
         self.accelerator = Accelerator(
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
         )
-        run.check_processes(self.accelerator)
+        checks.check_processes(self.accelerator)
         set_seed(args.seed)
-        self.vanilla = vars(args).get("vanilla_dir") or args.model_id
+        self.vanilla = args.vanilla_dir or args.model_id
         self.processor = models.load_processor(self.vanilla, args.model_id)
         model = models.load_model(self.vanilla, args.dtype, args.attn)
         self.family = models.family_of(model)
@@ -140,39 +141,29 @@ class Trainer:
         self.model, self.optimizer = self.accelerator.prepare(model.train(), self.optimizer)
         self.parameters = dict(self.accelerator.unwrap_model(self.model).named_parameters())
         self.partial = checkpoint.partial_folder(args.save_dir)
-        self.manifest = run.manifest(args, data, self.accelerator) | {"vanilla": self.vanilla}
+        self.manifest = checkpoint.manifest(args, data, self.accelerator) | {"vanilla": self.vanilla}
         trained_weights = sum(p.numel() for p in trained)
         self.say(f"model: {self.vanilla} ({self.family.title}), training {trained_weights:,} weights")
-        self.say(
-            "settings: "
-            + " ".join(f"{k}={v}" for k, v in self.manifest["arguments"].items() if v is not None)
-        )
 
     def say(self, line: str) -> None:
         self.accelerator.print(line)
 
-    def load_mask(self, path: str) -> Mask:
-        """The mask on the device, checked against the loaded model. Its coverage is printed. Ends the run if
-        it does not fit."""
+    def load_mask(self) -> Mask | None:
+        """The mask of --grad_mask_path, which utils.checks has read, on the device; None without that flag.
+        Its coverage is printed."""
         from accelerate.utils import DistributedType
 
-        from utils.masks import Mask, MaskError, Rules
-
+        mask = self.args.mask
+        if mask is None:
+            return None
         if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
             raise SystemExit(
                 "error: --grad_mask_path: FSDP and DeepSpeed cut the weights that a mask is over"
             )
-        args, model = self.args, self.accelerator.unwrap_model(self.model)
-        try:
-            mask = Mask.load(path, model.config.model_type, args.mask_names)
-            mask.check({name: list(p.shape) for name, p in self.parameters.items()})
-        except MaskError as why:
-            raise SystemExit(f"error: --grad_mask_path: {path}: {why}") from why
-        mask.rules = Rules(args.clip, args.unlisted, args.masked_weights)
         salient, named = mask.count()
         total = sum(p.numel() for p in self.parameters.values())
         self.say(f"mask: forget steps may change {salient:,} of {named:,} weights named, {total:,} in all")
-        if args.unlisted == "train":
+        if mask.rules.unlisted == "train":
             self.say(f"as released: also the {total - named:,} weights that the mask does not name")
         return mask.to(self.accelerator.device)
 
@@ -206,7 +197,7 @@ class Trainer:
             for number, phase in enumerate(plan[done:], start=done + 1):
                 record = {"step": number, "phase": phase.name, "lr": schedule.get_last_lr()[0]}
                 record |= self._step(phase, next(loaders[phase.name]), number)
-                if args.schedule_every == "step" or number % (len(plan) // args.num_epochs) == 0:
+                if args.released.schedule_every == "step" or number % (len(plan) // args.num_epochs) == 0:
                     schedule.step()
                 self.losses[phase.name] = record["loss"]
                 record["seconds"] = round(time.monotonic() - self.started, 3)
@@ -263,7 +254,7 @@ class Trainer:
         total, count = torch.zeros((), device=acc.device), 0
         for k, (batch, counts) in enumerate(forwards):
             last = k == len(forwards) - 1
-            with _maybe(acc.no_sync, self.model, when=not last):
+            with nullcontext() if last else acc.no_sync(self.model):
                 terms = phase.loss(self.model, batch.to(acc.device))  # (N,)
                 value = terms.sum() * (1.0 if counts else 0.0)
                 acc.backward(value)
@@ -362,15 +353,8 @@ class Trainer:
             model.save_pretrained(self.partial, state_dict=weights)
             self.processor.save_pretrained(self.partial)
             shutil.rmtree(self.partial / "state", ignore_errors=True)
-            self.manifest |= {"final_losses": self.losses, **run.cost(self.started)}
+            self.manifest |= {"final_losses": self.losses, **checkpoint.cost(self.started)}
             checkpoint.write_json(self.partial / "run.json", self.manifest)
             checkpoint.publish(self.partial, self.args.save_dir)
         acc.wait_for_everyone()
         self.say(f"saved {self.args.save_dir}")
-
-
-def _maybe(context, *args, when: bool):
-    """`context(*args)` when asked for, else nothing."""
-    from contextlib import nullcontext
-
-    return context(*args) if when else nullcontext()

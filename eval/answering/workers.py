@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
-from utils import models, run
+from utils import checkpoint, models
 
 if TYPE_CHECKING:
     from eval.answering.plan import Request
@@ -83,7 +83,7 @@ class Worker:
 
     def answer(self, requests: list[Request]) -> tuple[list, dict[str, Any]]:
         answers = self.answerer.answer(requests)
-        cost = {"questions": len(requests), "device": self.device, **run.cost(self.started)}
+        cost = {"questions": len(requests), "device": self.device, **checkpoint.cost(self.started)}
         self.started = time.monotonic()  # loading is part of the first batch
         return answers, cost
 

@@ -1,0 +1,100 @@
+"""Checks of input: everything that can be wrong is told at once, before a model loads."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from utils import checkpoint, cli, models
+from utils.data import Sample, fingerprint
+
+if TYPE_CHECKING:
+    from utils.benchmark import Bench
+    from utils.masks import Mask
+
+
+def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
+    """Stop with all mistakes, or say what is run, on what. Torch is imported for a mask, and for a family
+    outside the table, only. Sets args.mask, for Trainer.load_mask."""
+    for flag, name in args.models.items():
+        models.check_model(name, flag, args.problems)
+    start = [(flag, args.models[flag]) for flag in ("--vanilla_dir", "--model_id") if flag in args.models]
+    models.check_processor(start, args.problems)
+    inputs = args.models | {"--data_split_dir": args.data_split_dir}
+    checkpoint.check_save_dir(args.save_dir, args.problems, inputs, args.resume)
+    if args.released.answer_tokens == "skip_first" and (
+        args.released.loss_tokens == "all" or not args.ans_only
+    ):
+        args.problems.add(
+            "--answer_tokens: skip_first is about a loss on the answer alone; not with --loss_tokens all or"
+            " --ans_only False"
+        )
+    args.mask = read_mask(args, bench) if args.grad_mask_path else None
+    if args.resume and not args.problems.lines:
+        check_resume(args, data)
+    args.problems.stop()
+    if os.environ.get("RANK", "0") != "0":
+        return
+    for name, value in cli.settings(args).items():
+        if value != args.defaults[name]:
+            print(f"--{name} {value}")
+    for line in bench.notes:
+        print(f"note: {line}")
+    for name, samples in data.items():
+        print(f"{name}: {bench.describe(samples)}")
+
+
+def check_resume(args, data: dict[str, list[Sample]]) -> None:
+    """--resume goes on with the run that kept the state: same arguments, same data."""
+    kept = checkpoint.partial_folder(args.save_dir) / "state" / "progress.json"
+    before, now = json.loads(kept.read_text()), cli.settings(args)
+    for name, value in before["arguments"].items():
+        if name not in ("resume", "save_steps", "num_workers") and now.get(name) != value:
+            args.problems.add(
+                f"--{name}: the kept run had {value}, not {now.get(name)}; --resume goes on with it"
+            )
+    for name, entry in before["data"].items():
+        if name in data and fingerprint(data[name]) != entry["fingerprint"]:
+            args.problems.add(f"--resume: the {name} data are not those of the kept run")
+
+
+def read_mask(args, bench: Bench) -> Mask | None:
+    """The mask of --grad_mask_path: a mask, of this model, and not together with LoRA. None, and a problem,
+    for any other."""
+    path, name = args.grad_mask_path, args.vanilla_dir or args.model_id
+    if args.lora:
+        args.problems.add(
+            "--lora: a mask is over full weights, not an adapter's; with --grad_mask_path use --lora False"
+        )
+    if not Path(path).is_file():
+        args.problems.add(f"--grad_mask_path: no such file: {path}")
+    if args.problems.lines:
+        return None
+    from utils.masks import Mask, MaskError
+
+    try:
+        empty = models.empty_model(name)
+    except (OSError, ValueError) as why:  # a model of the hub; folders were looked into above
+        args.problems.add(f"--grad_mask_path: {name} cannot be looked at: {models.first_line(why)}")
+        return None
+    try:
+        mask = Mask.load(path, empty.config.model_type, args.released)
+        mask.check({name: list(p.shape) for name, p in empty.named_parameters()})
+        mask.check_origin(name)
+    except MaskError as why:
+        args.problems.add(f"--grad_mask_path: {why}; {bench.MASK_SCRIPT} makes one for this model")
+        return None
+    return mask
+
+
+def check_processes(accelerator) -> None:
+    """End the run where several processes were started that do not know of each other: each would do all of
+    the work and write the same folder."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        raise SystemExit(
+            f"error: {started} processes were started, but they do not work together; on CPUs launch with"
+            " ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
+        )
