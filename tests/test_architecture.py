@@ -24,9 +24,13 @@ def room(module: str) -> str:
 
 
 def imports(file: Path, known: set[str]) -> set[str]:
-    """Modules of ours that a file imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    """Modules of ours that a file imports, anywhere in it, but for what only type hints need."""
+    tree, found = ast.parse(file.read_text(encoding="utf-8")), set()
+    hints = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    skipped = {node for hint in hints for node in ast.walk(hint)}
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
