@@ -221,7 +221,7 @@ def render(
         results=results,
         blocks=tables,
         intervals=any(cell.interval for block in tables for row in block.cells for cell in row),
-        judges=list(dict.fromkeys(r.content["judge"]["model"] for r in results if "judge" in r.content)),
+        judges=list(dict.fromkeys(str(r.content["judge"]["model"]) for r in results if r.judge)),
         plots=plots(results, masks),
         masks=masks,
         costs=cost_rows(runs, masks),

@@ -1,5 +1,6 @@
 """The judge, against a server of our own on this machine. Run: python -m pytest tests/test_judge.py"""
 
+import asyncio
 import fcntl
 import io
 import json
@@ -14,11 +15,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from conftest import ROOT, jsonl
+from test_metrics import prediction
 
 from eval import judge
 from eval.metrics import generation_scores
 from eval.results import judge_api
-from eval.results.predictions import Prediction
 from eval.results.summary import summarise
 
 KEY = "sk-secret-0123456789"
@@ -28,24 +29,19 @@ KEY = "sk-secret-0123456789"
 class Server(ThreadingHTTPServer):
     """Chat completions. `behave(texts, times)`, texts being the question, correct_answer and reply asked
     about and times how often they came before, gives the judge's words, or (status, headers, body), or None
-    to hang up. `asked`: (path, headers, body, time) of each request."""
+    to hang up. `asked`: (path, headers, body) of each request."""
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked, self.behave, self.key = [], lambda texts, times: said(score(texts)), None
-        self.lock = threading.Lock()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_port}/v1"
+        self.asked, self.behave, self.lock = [], lambda texts, times: said(score(texts)), threading.Lock()
 
     def handle_error(self, *_):
         """Clients that were killed are no news."""
 
     def texts(self):
-        return [json.loads(body["messages"][1]["content"]) for _, _, body, _ in self.asked]
+        return [json.loads(body["messages"][1]["content"]) for _, _, body in self.asked]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -57,32 +53,25 @@ class Handler(BaseHTTPRequestHandler):
         texts = json.loads(body["messages"][1]["content"])
         with server.lock:
             times = server.texts().count(texts)
-            server.asked.append((self.path, dict(self.headers), body, time.monotonic()))
+            server.asked.append((self.path, dict(self.headers), body))
         answer = server.behave(texts, times)
         if answer is None:
             self.close_connection = True
             return
         status, headers, text = (200, {}, completion(answer)) if isinstance(answer, str) else answer
-        data = text.encode()
         self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+        for name, value in {**headers, "Content-Length": str(len(text))}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(data)
+        self.wfile.write(text.encode("ascii"))
 
     def log_message(self, *_):
         pass
 
 
 def completion(text, end="stop"):
-    message = {"role": "assistant", "content": text}
-    return json.dumps(
-        {
-            "model": "judge-2024",
-            "choices": [{"index": 0, "message": message, "finish_reason": end}],
-            "usage": {"prompt_tokens": 100, "completion_tokens": 6},
-        }
-    )
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": end}
+    return json.dumps({"model": "judge-2024", "choices": [choice]})
 
 
 def score(texts):
@@ -94,7 +83,8 @@ def said(number):
 
 
 @pytest.fixture
-def server(monkeypatch):
+def server(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # where the cache is made
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr(judge_api, "BACKOFF", 0.01)
@@ -107,36 +97,32 @@ def server(monkeypatch):
 
 
 # ---------------------------------------------------------------- results to judge
-def line(split, person, task, modality, reply, truth):
-    found = {
-        "id": f"{split}/{person}/{task}/{modality}", "person": person, "split": split, "task": task,
-        "modality": modality, "question": f"Où travaille {person} ?\u2028", "options": None,
-        "prompt": "<image>\n...", "reply": reply, "choice": None, "truth": truth, "picture": None,
-    }  # fmt: skip
+def answer(split, person, task, modality, reply, truth):
+    question = {"question": f"Où travaille {person} ?\u2028", "reply": reply, "truth": truth}
+    about = {"correct": reply == truth}
     if task == "generation":
-        return found | {"scores": generation_scores(reply, truth)}
-    return found | {"choice": reply, "correct": reply == truth}
+        about = {"scores": generation_scores(reply, truth)}
+    return prediction(split, task, modality, person, **question, **about)
 
 
-def write(model, replies=None, people=3, splits=("forget", "test"), shot="zero_shot"):
-    """<model>/zero_shot/forget05: one choice and two generated answers per person and split."""
-    folder = model / shot / "forget05"
+def write(model, replies=None, people=1, splits=("forget",)):
+    """<model>/zero_shot/forget05: one choice and two generated answers per person and split; replies: those
+    about the pictures of some people."""
+    folder, every = model / "zero_shot" / "forget05", []
     folder.mkdir(parents=True)
-    lines = []
     for split in splits:
-        for person in (f"{k:03d}" for k in range(people)):
-            reply = (replies or {}).get((split, person), f"{model.name} says {split} {person} is a baker")
-            lines.append(line(split, person, "classification", "image", "A", "B"))
-            for modality in ("image", "text"):
-                text = reply if modality == "image" else f"as text: {reply}"
-                lines.append(line(split, person, "generation", modality, text, f"{person} is a pilot"))
-    for split in splits:
-        rows = [json.dumps(each, ensure_ascii=False) + "\n" for each in lines if each["split"] == split]
-        (folder / f"predictions_{split}.jsonl").write_text("".join(rows), encoding="utf-8")
+        lines = []
+        for person in map(str, range(people)):
+            reply = (replies or {}).get(person, f"{model.name} says {split} {person} is a baker")
+            lines.append(answer(split, person, "classification", "image", "A", "B"))
+            for modality, text in (("image", reply), ("text", f"as text: {reply}")):
+                lines.append(answer(split, person, "generation", modality, text, f"{person} is a pilot"))
+        text = "".join(each.line() for each in lines)
+        (folder / f"predictions_{split}.jsonl").write_text(text, encoding="utf-8")
+        every += lines
     results = {
         "benchmark": "MLLMU-Bench", "model": str(model), "method": model.name, "forget_ratio": 5,
-        "shot": shot, "seed": 42, "mcq": "letter", "cost": [{"seconds": 1.0}],
-        "splits": summarise(Prediction(**each) for each in lines),
+        "shot": "zero_shot", "seed": 42, "mcq": "letter", "splits": summarise(every),
     }  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     return folder
@@ -155,13 +141,17 @@ def results_of(folder):
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
-def argv(server, *words, yes=True):
-    flags = ["--judge_url", server.url, "--judge_model", "judge", *(["--yes"] if yes else [])]
-    return [str(word) for word in (*words, *flags)]
+def grades(folder):
+    return [line["scores"].get("factuality") for line in lines_of(folder) if "scores" in line]
+
+
+def command(server, *words):
+    address = f"http://127.0.0.1:{server.server_port}/v1"
+    return [*map(str, words), "--judge_url", address, "--judge_model", "judge"]
 
 
 def run(server, *words, yes=True):
-    judge.main(judge.parse_args(argv(server, *words, yes=yes)))
+    judge.main(judge.parse_args([*command(server, *words), *["--yes"] * yes]))
 
 
 def ends(server, *words, yes=True):
@@ -173,25 +163,18 @@ def ends(server, *words, yes=True):
 
 # ---------------------------------------------------------------- scores
 def test_scores_means_and_what_was_asked(server, tmp_path, capsys):
-    folder = write(tmp_path / "GA")
-    before = {split: (folder / f"predictions_{split}.jsonl").read_bytes() for split in ("forget", "test")}
-    old = results_of(folder)
+    folder = write(tmp_path / "GA", people=3, splits=("forget", "test"))
+    before, old = {s: lines_of(folder, s) for s in ("forget", "test")}, results_of(folder)
     run(server, tmp_path / "GA")
 
-    every = []
-    for split in ("forget", "test"):
-        raw = (folder / f"predictions_{split}.jsonl").read_bytes()
-        for found, then in zip(raw.split(b"\n"), before[split].split(b"\n"), strict=True):
-            if not then or json.loads(then)["task"] != "generation":
-                assert found == then
-                continue
-            judged, line = json.loads(found), json.loads(then)
-            assert judged["scores"].pop("factuality") == score(line)
-            assert json.dumps(judged, ensure_ascii=False).encode() == then  # nothing else, nor its order
-            every.append(line)
-
+    every = [line for lines in before.values() for line in lines if line["task"] == "generation"]
+    for line in every:
+        line["scores"]["factuality"] = score(line)
+    for split in before:  # nothing else has changed, nor its order
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in before[split])
+        assert (folder / f"predictions_{split}.jsonl").read_text(encoding="utf-8") == text
     new = results_of(folder)
-    for split in ("forget", "test"):
+    for split in before:
         for modality in ("image", "text"):
             scores = [score(e) for e in every if (e["split"], e["modality"]) == (split, modality)]
             entry = new["splits"][split]["generation"][modality]
@@ -199,106 +182,75 @@ def test_scores_means_and_what_was_asked(server, tmp_path, capsys):
     about = new.pop("judge")
     assert new == old  # all other numbers stand as they were
     assert about == {
-        "model": "judge", "served": ["judge-2024"], "url": server.url.split("/")[2],
+        "model": "judge", "served": ["judge-2024"], "url": f"127.0.0.1:{server.server_port}",
         "prompt": about["prompt"], "body": {"temperature": 0, "seed": 42, "max_tokens": 32}, "answers": 12,
-        "judged": 12, "failures": 0, "empty": 0, "requests": 12, "prompt_tokens": 1200,
-        "completion_tokens": 72,
+        "judged": 12, "empty": 0,
     }  # fmt: skip
 
     assert len(server.asked) == 12
-    for path, headers, body, _ in server.asked:
+    for path, headers, body in server.asked:
         assert path == "/v1/chat/completions" and "Authorization" not in headers
         assert body.keys() == {"model", "messages", "temperature", "seed", "max_tokens"}
         assert [message["role"] for message in body["messages"]] == ["system", "user"]
     wanted = [{"question": e["question"], "correct_answer": e["truth"], "reply": e["reply"]} for e in every]
     assert sorted(server.texts(), key=str) == sorted(wanted, key=str)
-    assert "factuality forget image" in capsys.readouterr().out
+    assert "GA: factuality forget image" in capsys.readouterr().out
 
 
-def test_a_second_run_asks_nothing_and_changes_nothing(server, tmp_path):
-    write(tmp_path / "GA")
-    run(server, tmp_path / "GA")
-    before = contents(tmp_path)
-    run(server, tmp_path / "GA", yes=False)  # nothing to pay for, nothing to confirm
-    assert len(server.asked) == 12 and contents(tmp_path) == before
-
-
-def test_the_same_answer_in_two_results_is_asked_about_once(server, tmp_path):
-    same = {("forget", "000"): "a pilot", ("forget", "001"): "a pilot"}  # other truths: not the same answer
+def test_nothing_is_asked_about_twice(server, tmp_path):
+    same = {"0": "a pilot", "1": "a pilot"}  # other truths: not the same answer
     for name in ("GA", "NPO"):
-        write(tmp_path / name, same, people=2, splits=("forget",))
-    (tmp_path / "one").mkdir()
-    shared = tmp_path / "one" / "new" / "cache.jsonl"
-    run(server, tmp_path / "GA", tmp_path / "NPO", "--judge_cache", shared)
-    assert len(server.asked) == 4 and len(jsonl(shared)) == 4  # two people, as picture and as text
-    first = contents(tmp_path / "GA")
-
-    server.asked.clear()
-    run(server, tmp_path / "GA", tmp_path / "NPO")  # a cache in each model folder
-    assert len(server.asked) == 4 and contents(tmp_path / "GA").items() > first.items()
-    for name in ("GA", "NPO"):  # each of them whole by itself
-        run(server, tmp_path / name)
-        assert len(jsonl(tmp_path / name / "judge_cache.jsonl")) == len(server.asked) == 4
-
-    write(tmp_path / "KL", same, people=2, splits=("forget",))
-    run(server, tmp_path / "KL", tmp_path / "GA")  # what one cache knows goes into the other
-    run(server, tmp_path / "KL")
-    assert len(server.asked) == 4
+        write(tmp_path / name, same, people=2)
+    run(server, tmp_path / "GA", tmp_path / "NPO")
+    assert len(server.asked) == 4  # two people, as picture and as text
+    assert len(jsonl(tmp_path / "runs/judge_cache.jsonl")) == 4
+    before = contents(tmp_path)
+    run(server, tmp_path / "NPO", yes=False)  # nothing to pay for, nothing to confirm
+    assert len(server.asked) == 4 and contents(tmp_path) == before
+    run(server, tmp_path / "NPO", "--judge_cache", "other/new.jsonl")
+    assert len(server.asked) == 8 and len(jsonl(tmp_path / "other/new.jsonl")) == 4
 
 
 def test_what_makes_an_answer_the_same():
     def key(url="http://a/v1", model="m", body="{}", **fields):
         words = ["GA", "--judge_url", url, "--judge_model", model, "--judge_body", body]
-        asked = Prediction(**line("forget", "1", "generation", "text", "r", "t") | {"question": "q"} | fields)
-        return judge_api.Judge.of(judge.parse_args(words)).key(asked)
+        judge_ = judge_api.Judge(judge.parse_args(words))
+        assert body != "{}" or judge_.prompt == "1732ccfbb259", "scores of other words"
+        asked = {"question": "q", "truth": "t", "reply": "r"} | fields
+        return judge_.key(prediction("forget", "generation", "text", **asked))
 
-    assert key() == key(url="https://b:1/v1") == key(split="test")
-    words = ["GA", "--judge_url", "http://a/v1", "--judge_model", "m"]
-    assert judge_api.Judge.of(judge.parse_args(words)).prompt == "1732ccfbb259", "scores of other words"
+    assert key() == key(url="https://b:1/v1") == key(id="another")
     other = [key(model="n"), key(body='{"seed": 1}'), key(question="x"), key(truth="x"), key(reply="x")]
     assert len({key(), *other}) == 6
 
 
 def test_another_judge_replaces_all_scores(server, tmp_path, capsys):
-    folder = write(tmp_path / "GA", people=2, splits=("forget",))
+    folder = write(tmp_path / "GA", people=2)
     run(server, tmp_path / "GA")
     prompt = results_of(folder)["judge"]["prompt"]
     lost = lines_of(folder)[1]["reply"]
-    server.asked.clear()
     server.behave = lambda texts, times: "no idea" if texts["reply"] == lost else said(10)
     assert "1 answers have no score" in ends(server, tmp_path / "GA", "--judge_body", '{"seed": 1}')
-    assert [line["scores"].get("factuality") for line in lines_of(folder) if "scores" in line] == [
-        None,  # and not what the other judge gave it
-        10, 10, 10,
-    ]  # fmt: skip
+    assert grades(folder) == [None, 10, 10, 10]  # and not what the other judge gave it
     about = results_of(folder)["judge"]
-    assert about["prompt"] != prompt and (about["judged"], about["failures"]) == (3, 1)
+    assert about["prompt"] != prompt and (about["answers"], about["judged"]) == (4, 3)
     assert results_of(folder)["splits"]["forget"]["generation"]["image"]["judged"] == 1
-    assert (
-        "no score: forget/000/generation/image: no score from 1 to 10 in 'no idea'" in capsys.readouterr().err
-    )
+    why = "no score: forget/0/generation/image/0: no score from 1 to 10 in 'no idea' (asked 3 times)"
+    assert why in capsys.readouterr().err
 
     server.asked.clear()  # the same command asks only about the one
     server.behave = lambda texts, times: said(2)
     run(server, tmp_path / "GA", "--judge_body", '{"seed": 1}')
-    assert [texts["reply"] for texts in server.texts()] == [lost]
-    assert lines_of(folder)[1]["scores"]["factuality"] == 2
-    assert results_of(folder)["judge"]["requests"] == 4 + judge_api.ASKS  # what the failure took counts
+    assert [texts["reply"] for texts in server.texts()] == [lost] and grades(folder) == [2, 10, 10, 10]
 
 
 def test_an_empty_reply_is_asked_about(server, tmp_path):
-    folder = write(tmp_path / "GA", {("forget", "000"): " "}, people=1, splits=("forget",))
-    run(server, tmp_path / "GA")
-    assert " " in [texts["reply"] for texts in server.texts()]
-    assert lines_of(folder)[1]["scores"]["factuality"] == score({"reply": " "})
-    assert results_of(folder)["judge"]["empty"] == 1
-
-
-def test_request_fields(server, tmp_path):
-    write(tmp_path / "GA", people=1, splits=("forget",))
+    folder = write(tmp_path / "GA", {"0": " "})
     fields = {"max_tokens": None, "temperature": None, "max_completion_tokens": 500}
     run(server, tmp_path / "GA", "--judge_body", json.dumps(fields))
     assert server.asked[0][2].keys() == {"model", "messages", "seed", "max_completion_tokens"}
+    assert " " in [texts["reply"] for texts in server.texts()]
+    assert grades(folder)[0] == score({"reply": " "}) and results_of(folder)["judge"]["empty"] == 1
 
 
 @pytest.mark.parametrize(
@@ -306,11 +258,9 @@ def test_request_fields(server, tmp_path):
     [
         ('{"score": 7}', 7), ("7", 7), (" 10\n", 10), ("10/10", 10), ("7/10", 7), ("**7 / 10**", 7),
         ("7 out of 10.", 7), ('```json\n{"score": 1}\n```', 1), ("Score: 7.", 7), ("I say 7. So: 7", 7),
-        ("", None), ("seven", None), ("0", None), ("11", None), ("-7", None), ("−7", None), ("7.5", None),
-        ("7,5", None), (".7", None), ("7.5/10", None), ("7/5", None), ("70%", None), ("7-8", None),
-        ("7 or 8", None), ("1 0", None), ("07", None), ("100", None), ("7/100", None), ("11/10", None),
+        ("", None), ("seven", None), ("0", None), ("11", None), ("−7", None), ("7.5", None), ("7/5", None),
+        ("70%", None), ("7-8", None), ("7 or 8", None), ("1 0", None), ("07", None), ("7/100", None),
         ("On a scale of 1 to 10: 7", None), ('{"score": 7, "facts": 3}', None), ("1e1", None), ("<7", None),
-        ("７", None), ('{"score": true}', None),
     ],
 )  # fmt: skip
 def test_what_is_a_score(text, number):
@@ -319,29 +269,21 @@ def test_what_is_a_score(text, number):
 
 # ---------------------------------------------------------------- what may go wrong
 def test_an_answer_without_a_score_is_asked_again(server, tmp_path):
-    folder = write(tmp_path / "GA", people=1, splits=("forget",))
-    words = ["7 or 8", "11"]
+    folder = write(tmp_path / "GA")
+    cut_short = (200, {}, completion('{"score": 1', "length"))
+    words = ["7 or 8", cut_short]
     server.behave = lambda texts, times: words[times] if times < 2 else said(9)
     run(server, tmp_path / "GA", "--judge_concurrency", 1)
-    assert len(server.asked) == 6
-    again = server.asked[2][2]["messages"]
+    assert len(server.asked) == 6 and grades(folder) == [9, 9]
+    again = server.asked[1][2]["messages"]
     assert [message["role"] for message in again] == ["system", "user", "assistant", "user"]
-    assert (again[2]["content"], again[3]["content"]) == ("11", judge_api.REMINDER)
-    assert {line["scores"]["factuality"] for line in lines_of(folder) if "scores" in line} == {9}
-
-
-def test_a_score_that_was_cut_short_is_none(server, tmp_path):
-    folder = write(tmp_path / "GA", people=1, splits=("forget",))
-    server.behave = lambda texts, times: said(10) if times else (200, {}, completion('{"score": 1', "length"))
-    run(server, tmp_path / "GA")
-    assert {line["scores"]["factuality"] for line in lines_of(folder) if "scores" in line} == {10}
+    assert (again[2]["content"], again[3]["content"]) == ("7 or 8", judge_api.REMINDER)
 
 
 @pytest.mark.parametrize(
     "trouble",
     [
-        (429, {"Retry-After": "0.3"}, '{"error": {"message": "slow down"}}'),
-        (500, {}, "oh"),
+        (429, {"Retry-After": "7"}, '{"error": {"message": "slow down"}}'),
         (503, {"Retry-After": "soon"}, ""),
         (200, {}, "<html>no JSON</html>"),
         (200, {}, '{"choices": []}'),
@@ -349,104 +291,90 @@ def test_a_score_that_was_cut_short_is_none(server, tmp_path):
         None,
         "slow",
     ],
-    ids=["429", "500", "503", "html", "no-choice", "parts", "hangs-up", "slow"],
+    ids=["429", "503", "html", "no-choice", "parts", "hangs-up", "slow"],
 )
-def test_what_may_pass_is_tried_again(server, tmp_path, trouble):
-    folder = write(tmp_path / "GA", people=1, splits=("forget",))
+def test_what_may_pass_is_tried_again(server, tmp_path, monkeypatch, trouble):
+    folder = write(tmp_path / "GA")
+    gate, pauses, sleep = threading.Event(), [], asyncio.sleep
+
+    async def paused(seconds):
+        pauses.append(seconds)
+        await sleep(0)
 
     def behave(texts, times):
-        if times:
-            return said(4)
-        if trouble == "slow":
-            time.sleep(1)
-        return trouble
+        if trouble == "slow" and not times:
+            gate.wait(20)
+        return said(4) if times else trouble
 
+    monkeypatch.setattr(judge_api.asyncio, "sleep", paused)
     server.behave = behave
-    run(server, tmp_path / "GA", "--judge_timeout", 0.5 if trouble == "slow" else 20)
-    assert {line["scores"]["factuality"] for line in lines_of(folder) if "scores" in line} == {4}
-    assert len(server.asked) == 4 and results_of(folder)["judge"]["requests"] == 2  # 2 brought an answer
-    if trouble and trouble[0] == 429:
-        for reply in {texts["reply"] for texts in server.texts()}:
-            first, second = (when for (*_, when), texts in zip(server.asked, server.texts(), strict=True)
-                             if texts["reply"] == reply)  # fmt: skip
-            assert second - first >= 0.3  # as asked, not BACKOFF
+    run(server, tmp_path / "GA", "--judge_timeout", 0.3 if trouble == "slow" else 20)
+    gate.set()
+    assert grades(folder) == [4, 4] and len(server.asked) == 4
+    assert trouble is None or trouble[0] != 429 or pauses.count(7) == 2  # as asked, not BACKOFF
 
 
 def test_a_question_that_never_works_stays_unjudged(server, tmp_path, capsys):
-    folder = write(tmp_path / "GA", people=1, splits=("forget",))
+    folder = write(tmp_path / "GA")
     bad = lines_of(folder)[1]["reply"]
     server.behave = lambda texts, times: (500, {}, "too\nhard") if texts["reply"] == bad else said(3)
     assert "1 answers have no score" in ends(server, tmp_path / "GA", "--judge_retries", 2)
     assert server.texts().count({**server.texts()[0], "reply": bad}) == 3
-    scores = [line["scores"].get("factuality") for line in lines_of(folder) if "scores" in line]
-    assert scores == [None, 3]
+    assert grades(folder) == [None, 3]
     assert "answers 500: too hard (tries: 3)" in capsys.readouterr().err
-    assert jsonl(tmp_path / "GA" / "judge_cache.jsonl")[0]["score"] == 3
 
 
-def test_a_refused_request_is_not_repeated(server, tmp_path):
-    write(tmp_path / "GA", people=1, splits=("forget",))
+def test_a_refused_request_is_not_repeated_and_many_end_the_run(server, tmp_path):
     server.behave = lambda texts, times: (400, {}, "max_tokens is not supported")
+    write(tmp_path / "GA")
     assert "2 answers have no score" in ends(server, tmp_path / "GA")
     assert len(server.asked) == 2
-
-
-def test_many_failures_in_a_row_end_the_run(server, tmp_path):
-    folder = write(tmp_path / "GA", people=10)
+    folder = write(tmp_path / "NPO", people=20)
     before = contents(folder)
-    server.behave = lambda texts, times: (400, {}, "max_tokens is not supported")
-    code = ends(server, tmp_path / "GA")
+    code = ends(server, tmp_path / "NPO")
     assert "--judge_body: 8 questions in a row" in code and "max_tokens is not supported" in code
     assert len(server.asked) < 20 and contents(folder) == before
+    server.server_close()  # nobody at the address
+    assert "ConnectError" in ends(server, tmp_path / "NPO", "--judge_retries", 1)
 
 
 @pytest.mark.parametrize(
-    ("status", "flag"), [(401, "--judge_key_env"), (402, "--judge_key_env"), (403, "--judge_key_env"),
-                         (404, "--judge_url or --judge_model"), (429, "--judge_key_env")],
+    ("status", "flag"), [(401, "--judge_key_env"), (402, "--judge_key_env"),
+                         (404, "--judge_url or --judge_model")],
 )  # fmt: skip
 def test_what_cannot_pass_ends_the_run_at_once(server, tmp_path, capfd, monkeypatch, status, flag):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     folder = write(tmp_path / "GA", people=10)
     before = contents(folder)
-    body = json.dumps({"error": {"message": f"Incorrect API key: {KEY}", "code": "insufficient_quota"}})
-    server.behave = lambda texts, times: (status, {}, body)
+    server.behave = lambda texts, times: (status, {}, f"Incorrect API key: {KEY}")
     code = ends(server, tmp_path / "GA", "--judge_concurrency", 2)
     assert code.startswith(f"error: {flag}: 127.0.0.1:{server.server_port} answers {status}")
     assert len(server.asked) <= 2 and contents(folder) == before
     assert KEY not in code + "".join(capfd.readouterr())
 
 
-def test_a_long_pause_ends_the_run(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(judge_api, "LONGEST_PAUSE", 0.5)
-    write(tmp_path / "GA", people=1, splits=("forget",))
-    server.behave = lambda texts, times: (429, {"Retry-After": "1"}, "daily limit")
-    code = ends(server, tmp_path / "GA")
-    assert "asks for a pause of 1 s" in code and "daily limit" in code and len(server.asked) <= 2
-
-
 def test_an_evaluation_that_was_run_anew_meanwhile_is_left_alone(server, tmp_path):
-    folder = write(tmp_path / "GA", people=1, splits=("forget",))
+    folder = write(tmp_path / "GA")
     file = folder / "predictions_forget.jsonl"
+    new = answer("forget", "0", "generation", "image", "new", "x")
 
     def behave(texts, times):
-        file.write_text("new\n")
+        file.write_text(new.line(), encoding="utf-8")
         return said(1)
 
     server.behave = behave
-    assert "changed while its answers were judged" in ends(server, tmp_path / "GA")
-    assert file.read_text() == "new\n"
+    assert "1 answers have no score" in ends(server, tmp_path / "GA")
+    assert jsonl(file) == [new.fields()]
 
 
-# ---------------------------------------------------------------- the key
 @pytest.mark.parametrize("name", ["OPENAI_API_KEY", "OTHER_KEY"])
 def test_the_key_is_sent_and_never_shown(server, tmp_path, capfd, monkeypatch, name):
     monkeypatch.setenv(name, f"{KEY}\n")  # as `export X="$(cat file)"` does not, but an .env file may
-    write(tmp_path / "GA", people=1, splits=("forget",))
-    server.behave = lambda texts, times: (
-        f"{KEY} gives 7?" if not times else said(7)
-    )  # a server that repeats it
-    run(server, tmp_path / "GA", *(["--judge_key_env", name] if name == "OTHER_KEY" else []))
-    assert all(headers["Authorization"] == f"Bearer {KEY}" for _, headers, _, _ in server.asked)
+    write(tmp_path / "GA")
+    # a server that repeats it
+    server.behave = lambda texts, times: said(7) if times else f"{KEY} gives 7?"
+    run(server, tmp_path / "GA", "--judge_key_env", name)
+    assert all(headers["Authorization"] == f"Bearer {KEY}" for _, headers, _ in server.asked)
     shown = "".join(capfd.readouterr())
     assert f"key from ${name}" in shown and KEY not in shown
     assert not [path for path, data in contents(tmp_path).items() if KEY.encode() in data]
@@ -455,12 +383,9 @@ def test_the_key_is_sent_and_never_shown(server, tmp_path, capfd, monkeypatch, n
 # ---------------------------------------------------------------- stopping and going on
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_goes_on_and_ends_in_the_same_files(server, tmp_path, how):
-    folder = write(tmp_path / "GA", people=8)
+    folder = write(tmp_path / "GA", people=16)
     shutil.copytree(folder, tmp_path / "whole")
-    before = contents(folder)
-    cache = tmp_path / "GA" / "judge_cache.jsonl"
-
-    gate = threading.Event()
+    before, cache, gate = contents(folder), tmp_path / "cache.jsonl", threading.Event()
 
     def behave(texts, times):
         if len(server.asked) > 8:
@@ -468,10 +393,9 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_files(server, tmp_path, how)
         return said(score(texts))
 
     server.behave = behave
-    command = [sys.executable, str(ROOT / "eval/judge.py"), *argv(server, tmp_path / "GA")]
-    process = subprocess.Popen(
-        [*command, "--judge_concurrency", "2"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
+    words = ["--yes", "--judge_cache", cache, "--judge_concurrency", 2]
+    script = [sys.executable, str(ROOT / "eval/judge.py"), *command(server, tmp_path / "GA", *words)]
+    process = subprocess.Popen(script, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     until = time.monotonic() + 20
     while (not cache.is_file() or cache.read_bytes().count(b"\n") < 6) and time.monotonic() < until:
         time.sleep(0.005)
@@ -489,121 +413,100 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_files(server, tmp_path, how)
     with cache.open("ab") as file:
         file.write(b'{"key": "12')  # as a kill in the middle of a line leaves it
     server.asked.clear()
-    run(server, tmp_path / "GA")
+    run(server, tmp_path / "GA", "--judge_cache", cache)
     assert len(server.asked) == 32 - kept
     assert len(jsonl(cache)) == 32 and cache.read_bytes().endswith(b"}\n")
     run(server, tmp_path / "whole", "--judge_cache", tmp_path / "fresh.jsonl")
     assert contents(folder) == contents(tmp_path / "whole") != before
 
 
-def test_one_run_at_a_time_has_the_cache(server, tmp_path, capsys):
-    folder = write(tmp_path / "GA", people=1, splits=("forget",))
+def test_one_run_at_a_time_has_the_cache(server, tmp_path):
+    folder = write(tmp_path / "GA")
     before = contents(folder)
-    with (tmp_path / "GA" / "judge_cache.jsonl").open("ab") as other:
+    with (tmp_path / "cache.jsonl").open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        assert ends(server, tmp_path / "GA") == 2
-        assert "error: --judge_cache: " in (said := capsys.readouterr().err) and "in use" in said
-        run(server, tmp_path / "GA", "--dry_run", "True")  # which only reads
+        assert "in use" in ends(server, tmp_path / "GA", "--judge_cache", "cache.jsonl")
+        run(server, tmp_path / "GA", "--judge_cache", "cache.jsonl", "--dry_run", "True")  # which only reads
     assert not server.asked and contents(folder) == before
-    run(server, tmp_path / "GA")
-    assert len(server.asked) == 2
 
 
 @pytest.mark.parametrize("data", [b"notes", b'{"a": 1}\n', b'{"key": 1}\n{"key', b'[1]\n{"key": "x"\n'])
-def test_a_file_that_is_no_cache_is_left_alone(server, tmp_path, capsys, data):
-    write(tmp_path / "GA", people=1, splits=("forget",))
+def test_a_file_that_is_no_cache_is_left_alone(server, tmp_path, data):
+    write(tmp_path / "GA")
     (tmp_path / "mine").write_bytes(data)
-    assert ends(server, tmp_path / "GA", "--judge_cache", tmp_path / "mine") == 2
-    assert "error: --judge_cache: " in capsys.readouterr().err
+    assert "error: --judge_cache: mine is no file" in ends(server, tmp_path / "GA", "--judge_cache", "mine")
     assert (tmp_path / "mine").read_bytes() == data and not server.asked
+    assert ends(server, tmp_path / "GA", "--judge_cache", tmp_path).startswith("error: --judge_cache: ")
 
 
 # ---------------------------------------------------------------- before it starts
 def test_a_dry_run_asks_and_writes_nothing(server, tmp_path, capsys):
     for name in ("GA", "NPO"):
-        write(tmp_path / name, {("forget", "000"): "a pilot"}, people=2, splits=("forget",))
+        write(tmp_path / name, {"0": "a pilot"}, people=2)
     run(server, tmp_path / "GA")
     before, asked = contents(tmp_path), len(server.asked)
-    capsys.readouterr()
     prices = ["--judge_price_in", 0.5, "--judge_price_out", 2]
+    capsys.readouterr()
     run(server, tmp_path / "GA", tmp_path / "NPO", "--dry_run", "True", *prices, yes=False)
-    said = capsys.readouterr().out
+    out = capsys.readouterr().out
     assert len(server.asked) == asked and contents(tmp_path) == before
-    assert "8 in 2 result(s), 6 different, 4 of them in the cache, 2 to ask about" in said
-    tokens = int(said.split("2 requests, ")[1].split()[0])
-    run(server, tmp_path / "NPO", "--judge_cache", tmp_path / "GA" / "judge_cache.jsonl")
-    letters = [len(m["content"]) for _, _, body, _ in server.asked[asked:] for m in body["messages"]]
+    assert "generated answers: 8, 6 different, 4 of them in the cache\n" in out
+    tokens = int(out.split("2 requests, about ")[1].split()[0])
+    run(server, tmp_path / "NPO")
+    letters = [len(m["content"]) for _, _, body in server.asked[asked:] for m in body["messages"]]
     assert tokens == round(sum(letters) / 4)
-    assert f"{(tokens * 0.5 + 2 * judge.SCORE_TOKENS * 2) / 1e6:.4f} USD" in said
+    assert f"{(tokens * 0.5 + 2 * judge.SCORE_TOKENS * 2) / 1e6:.4f} USD" in out
 
 
-def test_nobody_there_to_confirm(server, tmp_path, capsys, monkeypatch):
-    write(tmp_path / "GA", people=1, splits=("forget",))
+@pytest.mark.parametrize(("typed", "terminal"), [("y\n", True), ("n\n", True), ("", True), ("y\n", False)])
+def test_somebody_has_to_confirm(server, tmp_path, monkeypatch, typed, terminal):
+    write(tmp_path / "GA")
     before = contents(tmp_path)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))  # a pipe is nobody
-    assert ends(server, tmp_path / "GA", yes=False) == 2
-    assert "error: --yes: nobody is there to confirm 2 requests" in capsys.readouterr().err
-    assert not server.asked and contents(tmp_path) == before
-
-
-@pytest.mark.parametrize(("typed", "asked"), [("y\n", 2), ("n\n", 0), ("\n", 0), ("", 0)])
-def test_a_question_on_the_terminal(server, tmp_path, monkeypatch, typed, asked):
-    write(tmp_path / "GA", people=1, splits=("forget",))
-    before = contents(tmp_path)
-    terminal = io.StringIO(typed)
-    terminal.isatty = lambda: True
-    monkeypatch.setattr(sys, "stdin", terminal)
-    if asked:
+    stdin = io.StringIO(typed)
+    stdin.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stdin", stdin)
+    if typed == "y\n" and terminal:
         run(server, tmp_path / "GA", yes=False)
+        assert len(server.asked) == 2
     else:
-        assert "not started" in ends(server, tmp_path / "GA", yes=False)
-        assert contents(tmp_path) == before
-    assert len(server.asked) == asked
+        code = ends(server, tmp_path / "GA", yes=False)
+        assert "not started" in code if terminal else code == 2
+        assert not server.asked and contents(tmp_path) == before
 
 
-def test_all_mistakes_at_once(server, tmp_path, capsys, monkeypatch):
+def test_all_mistakes_at_once(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("BAD_KEY", f"{KEY}\nx")
-    for name in ("none", "broken", "lost"):
-        write(tmp_path / name, people=1, splits=("forget",))
-    file = tmp_path / "none" / "zero_shot" / "forget05" / "predictions_forget.jsonl"
-    file.write_text(file.read_text().replace('"generation"', '"cloze"'))
-    file = tmp_path / "broken" / "zero_shot" / "forget05" / "predictions_forget.jsonl"
-    file.write_text(file.read_text().replace('"reply": "as', '"answer": "as') + '{"id":')
-    (tmp_path / "lost" / "zero_shot" / "forget05" / "predictions_forget.jsonl").unlink()
+    file = write(tmp_path / "broken") / "predictions_forget.jsonl"
+    file.write_text(file.read_text().replace('"reply": "as', '"answer": "as'))
+    (write(tmp_path / "lost") / "predictions_forget.jsonl").unlink()
     before = contents(tmp_path)
-    folders = [str(tmp_path / name) for name in ("none", "broken", "lost", "nowhere")]
+    folders = [str(tmp_path / name) for name in ("broken", "lost", "nowhere")]
     args = judge.parse_args(
         [*folders, "--judge_url", "ftp://host/v1", "--judge_key_env", "BAD_KEY", "--judge_concurrency", "0",
-         "--judge_cache", str(tmp_path), "--judge_price_in", "1", "--judge_body", '{"model": "x"}']
+         "--judge_price_in", "1", "--judge_body", '{"model": "x"}']
     )  # fmt: skip
     with pytest.raises(SystemExit) as end:
         judge.main(args)
     errors = capsys.readouterr().err
     for part in (
-        "--judge_url: ftp://host/v1", "--judge_model is missing", "--judge_key_env: $BAD_KEY",
-        "--judge_concurrency: 0", f"--judge_cache: {tmp_path} is a folder", "--judge_price_in and",
-        "--judge_body: model cannot be set", "none/zero_shot/forget05: no generated answers",
+        "--judge_url: ", "--judge_model is missing", "--judge_key_env: $BAD_KEY", "--judge_concurrency: 0",
+        "--judge_price_in and", "--judge_body: ", "no generated answers",
         "broken/zero_shot/forget05/predictions_forget.jsonl, line 3: no prediction",
         "lost/zero_shot/forget05/predictions_forget.jsonl: no such file", "nowhere: no such folder",
     ):  # fmt: skip
-        assert errors.count(f"{part}") == 1, part
-    assert end.value.code == 2 and len(errors.splitlines()) == 11 and KEY not in errors
-    assert contents(tmp_path) == before and not server.asked
+        assert errors.count(part) == 1, part
+    assert end.value.code == 2 and len(errors.splitlines()) == 10 and KEY not in errors
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(
-    ("url", "why"),
-    [
-        ("localhost:8000/v1", "http"), ("http:///v1", "host"), ("http://h:99999/v1", "port"),
-        ("http://h:x/v1", "no address"),
-        ("https://me:pw@h/v1", "--judge_key_env"), ("https://h/v1?key=pw", "--judge_key_env"),
-        ("http://h/v1/chat/completions", "leave out"),
-    ],
+    "url", ["localhost:8000/v1", "http:///v1", "https://me:pw@h/v1", "https://h/v1?key=pw",
+            "http://h/v1/chat/completions", "http://h:x/v1", "http://h:70000/v1"],
 )  # fmt: skip
-def test_addresses(tmp_path, capsys, url, why):
-    write(tmp_path / "GA", people=1, splits=("forget",))
+def test_addresses(tmp_path, capsys, url):
+    write(tmp_path / "GA")
     with pytest.raises(SystemExit) as end:
         judge.main(judge.parse_args([str(tmp_path / "GA"), "--judge_url", url, "--judge_model", "m"]))
     errors = capsys.readouterr().err
     assert end.value.code == 2 and len(errors.splitlines()) == 1 and "pw" not in errors
-    assert errors.startswith("error: --judge_url: ") and why in errors
+    assert errors.startswith("error: --judge_url: ")

@@ -73,6 +73,17 @@ def test_rows_of_different_judges_are_told(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    "judge", ["m", [], {}, {"model": "m", "served": ["m-1"]}, {"served": [1], "prompt": "a"}]
+)
+def test_a_broken_entry_of_a_judge_is_told(tmp_path, judge):
+    write(tmp_path / "GA", judge=judge)
+    problems = Problems()
+    assert load_results([tmp_path / "GA"], problems) == []
+    (line,) = problems.lines
+    assert line.startswith("results: .../") and 'results.json: broken entry "judge"' in line
+
+
 def run(capsys, *arguments):
     table.main(table.parse_args([str(argument) for argument in arguments]))
     return capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""A judge model behind OpenAI's chat completions: what it is asked, how its answers are read, kept and paid.
+"""A judge model behind OpenAI's chat completions: what it is asked, how its answers are read and kept.
 
 eval/judge.py says what comes of the scores.
 """
@@ -11,17 +11,20 @@ import json
 import os
 import random
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from eval.results.predictions import Prediction
 from utils import checkpoint, jsonl
 
 if TYPE_CHECKING:
     import argparse
+
+    import httpx2
 
 SYSTEM = """\
 You grade how factually correct a model's reply is. You get a JSON object with a question, its correct \
@@ -42,44 +45,18 @@ TOUCHING = r"[\w.,+\-−–%/<>≤≥~≈]"  # what belongs to a number in the j
 VALID = {str(score): score for score in range(1, 11)}
 ASKS = 3  # how often a question is asked until a score comes
 IN_A_ROW = 8  # so many questions without a score, one after the other, end the run
-BACKOFF, LONGEST_BACKOFF = 1.0, 60.0  # seconds before the first retry, doubled each time
-LONGEST_PAUSE = 600.0  # seconds; a server that asks for more (a spent daily quota) ends the run
-TOKENS = ("prompt_tokens", "completion_tokens")  # the server's counts
+BACKOFF, LONGEST_PAUSE = 1.0, 120.0  # seconds before the first retry, doubled each time, and at most
 
 
-def api_key(args: argparse.Namespace) -> str:
-    return os.environ.get(args.judge_key_env, "").strip()
+class JudgeError(Exception):
+    """The run has to end: the cache cannot be used, or whatever else would be asked would fail as well."""
+
+
+class Unscored(Exception):
+    """One question stays without a score."""
 
 
 # ---------------------------------------------------------------- prompt and score
-@dataclass(frozen=True)
-class Judge:
-    """Who gives the scores: two scores can be compared where all of this but the host is equal."""
-
-    model: str
-    host: str
-    body: dict[str, Any]  # of every request, without its messages
-    prompt: str  # digest of the prompt's words and of the request's settings
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> Judge:
-        import httpx2
-
-        settings = {name: value for name, value in (SETTINGS | args.judge_body).items() if value is not None}
-        text = json.dumps([SYSTEM, REMINDER, conversation(None, None, None), settings], sort_keys=True)
-        return cls(
-            model=args.judge_model,
-            host=httpx2.URL(args.judge_url).netloc.decode(),
-            body={"model": args.judge_model, **settings},
-            prompt=hashlib.sha256(text.encode()).hexdigest()[:12],
-        )
-
-    def key(self, p: Prediction) -> str:
-        """The same for the same question, truth and reply, asked of the same judge in the same words."""
-        asked = [self.model, self.prompt, p.question, p.truth, p.reply]
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-
-
 def conversation(question: str | None, truth: str | None, reply: str | None) -> list[dict[str, str]]:
     """The messages about one reply. The texts travel as JSON: none can pass for another's end."""
     texts = {"question": question, "correct_answer": truth, "reply": reply}
@@ -101,220 +78,153 @@ def read_score(text: str) -> int | None:
 # ---------------------------------------------------------------- cache
 @dataclass(frozen=True)
 class JudgeAnswer:
-    """What one request brought: one line of the cache. `score` is None where the text holds none."""
+    """What the judge said about one reply: one line of the cache, if it holds a score."""
 
     key: str
     score: int | None
     text: str
     served: str  # which model the server says it was
-    prompt_tokens: int | None
-    completion_tokens: int | None
 
-
-class CacheError(Exception):
-    pass
+    @classmethod
+    def read(cls, key: str, text: str) -> JudgeAnswer:
+        """From a chat completion. Raises ValueError, LookupError, TypeError, AttributeError if it is none."""
+        body = json.loads(text)
+        choice = body["choices"][0]
+        said = choice["message"]["content"] or ""
+        score = None if choice.get("finish_reason") == "length" else read_score(said)  # it may be the 1 of 10
+        return cls(key, score, said, str(body.get("model") or ""))
 
 
 class Cache:
-    """A JSONL file of answers, for one process at a time: `answers` by key, in the order they came.
+    """A JSONL file of the judge's scores: `answers` by key. Raises JudgeError where it is no such file."""
 
-    Raises CacheError, naming the file, where another process has it or where it is no such file.
-    """
-
-    def __init__(self, path: Path, read_only: bool = False) -> None:
-        self.path = path
-        self.answers: dict[str, list[JudgeAnswer]] = defaultdict(list)
-        self.file = None
-        if path.is_file():
-            if not read_only:
-                self.lock()
-            try:
-                self._read()
-            except CacheError:
-                self.close()
-                raise
-
-    def lock(self) -> None:
-        """Take the file, which is made if need be, until the process ends or close()."""
-        if self.file is not None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.path.open("ab")
-        if not checkpoint.try_lock(self.file.fileno()):
-            self.close()
-            raise CacheError(f"{self.path} is in use by another run; wait for its end or name another file")
-
-    def _read(self) -> None:
-        lines, rest = jsonl.read(self.path)
-        for number, line in enumerate(lines, 1):
-            try:
+    def __init__(self, path: Path) -> None:
+        self.path, self.answers = path, {}
+        lines, rest = jsonl.read(path)
+        try:
+            for line in lines or [rest] * bool(rest):  # a lone rest is another's file: never shorten that
                 answer = JudgeAnswer(**json.loads(line))
-            except (ValueError, TypeError) as error:
-                raise CacheError(f"{self.path}: line {number} is no answer of a judge ({error})") from error
-            self.answers[answer.key].append(answer)
-        begin = b'{"key": "'
-        if rest[: len(begin)] != begin[: len(rest)]:  # never shorten a file that is not ours
-            raise CacheError(f"{self.path} is no file of a judge's answers")
-        if self.file is not None:
-            jsonl.cut(self.path, rest)  # a run was killed while it wrote
+                self.answers[answer.key] = answer
+        except (ValueError, TypeError) as error:
+            raise JudgeError(f"--judge_cache: {path} is no file of a judge's answers ({error})") from error
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Take the file, made if need be, for add(). Raises JudgeError where another process has it."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = self.path.open("ab")
+        except OSError as error:
+            raise JudgeError(f"--judge_cache: {error}") from error
+        with self.file:
+            if not checkpoint.try_lock(self.file.fileno()):
+                raise JudgeError(f"--judge_cache: {self.path} is in use by another run; name another file")
+            jsonl.cut(self.path, jsonl.read(self.path)[1])  # a run was killed while it wrote
+            yield
 
     def add(self, answer: JudgeAnswer) -> None:
-        self.answers[answer.key].append(answer)
+        self.answers[answer.key] = answer
         jsonl.append(self.file, asdict(answer))
-
-    def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-            self.file = None
-
-
-def score_among(answers: Iterable[JudgeAnswer]) -> int | None:
-    """The first score among the answers to one question."""
-    return next((answer.score for answer in answers if answer.score is not None), None)
 
 
 # ---------------------------------------------------------------- asking
-class Ended(Exception):
-    """The run has to end: whatever else would be asked would fail as well."""
+class Judge:
+    """Who gives the scores. Two can be compared where the model, as named and as served, and `prompt`, the
+    digest of the prompt's words and of the request's settings, are equal."""
 
-
-class Unscored(Exception):
-    """One question stays without a score."""
-
-
-class Trouble(Exception):
-    """A request failed in a way that may pass; `pause`: seconds that the server asks to wait."""
-
-    def __init__(self, why: str, pause: float | None = None) -> None:
-        super().__init__(why)
-        self.pause = pause
-
-
-class Endpoint:
-    """A server with OpenAI's chat completions."""
-
-    def __init__(self, judge: Judge, args: argparse.Namespace) -> None:
-        import httpx2
-
-        self.judge, self.retries, self.key_env = judge, args.judge_retries, args.judge_key_env
-        self.key = api_key(args)
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.model, self.retries, self.key_env = args.judge_model, args.judge_retries, args.judge_key_env
+        self.settings = {k: v for k, v in (SETTINGS | args.judge_body).items() if v is not None}
+        text = json.dumps([SYSTEM, REMINDER, conversation(None, None, None), self.settings], sort_keys=True)
+        self.prompt = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.url = args.judge_url.rstrip("/") + "/chat/completions"
-        self.client = httpx2.AsyncClient(
-            timeout=args.judge_timeout,
-            headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
-        )
+        self.host = urlsplit(self.url).netloc
+        self.secret = os.environ.get(self.key_env, "").strip()
 
-    async def answer(self, key: str, messages: list[dict[str, str]]) -> JudgeAnswer:
-        """The judge's answer, after as many tries as allowed. Raises Unscored, or Ended."""
-        for attempt in range(self.retries + 1):
-            try:
-                return await self._once(key, messages)
-            except Trouble as trouble:
-                why, pause = trouble, trouble.pause
-            if pause is not None and pause > LONGEST_PAUSE:
-                raise Ended(f"{self.judge.host} asks for a pause of {pause:.0f} s ({why}); start again then")
-            if pause is None:  # the spread keeps requests from being tried again in step
-                pause = min(BACKOFF * 2**attempt, LONGEST_BACKOFF) * random.uniform(0.5, 1)
-            if attempt < self.retries:
-                await asyncio.sleep(pause)
-        raise Unscored(f"{why} (tries: {self.retries + 1})")
+    def key(self, p: Prediction) -> str:
+        """The same for the same question, truth and reply, asked of the same judge in the same words."""
+        asked = [self.model, self.prompt, p.question, p.truth, p.reply]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
-    async def _once(self, key: str, messages: list[dict[str, str]]) -> JudgeAnswer:
+    async def ask(self, client: httpx2.AsyncClient, p: Prediction) -> JudgeAnswer:
+        """Ask about one reply until a score comes. Raises Unscored, or JudgeError."""
+        asked = messages = conversation(p.question, p.truth, p.reply)
+        for _ in range(ASKS):
+            answer = await self._answer(client, self.key(p), messages)
+            if answer.score is not None:
+                return answer
+            if answer.text:  # the same words again would bring the same answer, at temperature 0
+                said = {"role": "assistant", "content": answer.text}
+                messages = [*asked, said, {"role": "user", "content": REMINDER}]
+        raise Unscored(f"no score from 1 to 10 in {answer.text[:80]!r} (asked {ASKS} times)")
+
+    async def _answer(self, client: httpx2.AsyncClient, key: str, messages: list[dict]) -> JudgeAnswer:
+        """One answer, after as many tries as allowed. Raises Unscored, or JudgeError."""
         import httpx2
 
-        try:
-            response = await self.client.post(self.url, json=self.judge.body | {"messages": messages})
-        except httpx2.RequestError as error:
-            raise Trouble(self._shown(f"{type(error).__name__}: {error}")) from error
-        code, text = response.status_code, response.text
-        said = f"{self.judge.host} answers {code}: {self._shown(text)}"
-        if code in (401, 403):
-            raise Ended(f"--judge_key_env: {said}; put a key that is valid there into ${self.key_env}")
-        if code == 404:
-            raise Ended(f"--judge_url or --judge_model: {said}; the address mostly ends in /v1")
-        if code == 402 or (code == 429 and "insufficient_quota" in text):
-            raise Ended(f"--judge_key_env: {said}; no credit is left")
-        if code in (408, 429) or code >= 500:
-            raise Trouble(said, asked_pause(response.headers.get("Retry-After")))
-        if code != 200:
-            raise Unscored(said)
-        return self._read(key, text)
-
-    def _read(self, key: str, text: str) -> JudgeAnswer:
-        try:
-            body = json.loads(text)
-            choice, usage = body["choices"][0], body.get("usage") or {}
-            content, end = choice["message"]["content"] or "", choice.get("finish_reason")
-            score = None if end == "length" else read_score(content)  # cut short: the 1 of a 10
-            tokens = {name: usage.get(name) for name in TOKENS}
-            if not all(count is None or isinstance(count, int) for count in tokens.values()):
-                raise TypeError("token counts are no numbers")
-            served = self._hidden(body.get("model") or "")
-            return JudgeAnswer(key, score, self._hidden(content), served, **tokens)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise Trouble(f"{self.judge.host}: no chat completion: {self._shown(text)}") from error
-
-    def _hidden(self, text: str) -> str:
-        """The text without the key, which a server may repeat."""
-        return text.replace(self.key, "***") if self.key else text
-
-    def _shown(self, text: str) -> str:
-        return " ".join(self._hidden(text).split())[:200]
-
-
-def asked_pause(header: str | None) -> float | None:
-    """The seconds that a Retry-After header asks for; None where it is missing or no number."""
-    return float(header) if re.fullmatch(r"\s*\d+(\.\d+)?\s*", header or "") else None
-
-
-async def ask(endpoint: Endpoint, key: str, p: Prediction, record: Callable[[JudgeAnswer], None]) -> None:
-    """Ask about one reply until a score comes. Every answer is recorded. Raises Unscored, or Ended."""
-    asked = messages = conversation(p.question, p.truth, p.reply)
-    for _ in range(ASKS):
-        answer = await endpoint.answer(key, messages)
-        record(answer)
-        if answer.score is not None:
-            return
-        if answer.text:  # the same words again would bring the same answer, at temperature 0
-            said = {"role": "assistant", "content": answer.text}
-            messages = [*asked, said, {"role": "user", "content": REMINDER}]
-    raise Unscored(f"no score from 1 to 10 in {answer.text[:80]!r} (asked {ASKS} times)")
+        pause, body = 0.0, {"model": self.model, **self.settings, "messages": messages}
+        for attempt in range(self.retries + 1):
+            await asyncio.sleep(min(pause, LONGEST_PAUSE))
+            pause = BACKOFF * 2**attempt * random.uniform(0.5, 1)  # spread: requests fail in step
+            try:
+                response = await client.post(self.url, json=body)
+            except httpx2.RequestError as error:
+                why = f"{self.host}: {type(error).__name__}: {error}"
+                continue
+            code, text = response.status_code, response.text
+            if self.secret:  # which a server may repeat
+                text = text.replace(self.secret, "***")
+            why = f"{self.host} answers {code}: {' '.join(text.split())[:200]}"
+            if code in (401, 402, 403):
+                raise JudgeError(f"--judge_key_env: {why}; put a valid key with credit into ${self.key_env}")
+            if code == 404:
+                raise JudgeError(f"--judge_url or --judge_model: {why}; the address mostly ends in /v1")
+            if code == 200:
+                try:
+                    return JudgeAnswer.read(key, text)
+                except (ValueError, LookupError, TypeError, AttributeError):
+                    why += " (no chat completion)"
+            elif code not in (408, 429) and code < 500:
+                raise Unscored(why)
+            if (asked := response.headers.get("Retry-After", "")).isdecimal():
+                pause = float(asked)
+        raise Unscored(f"{why} (tries: {self.retries + 1})")
 
 
 async def ask_all(
-    todo: dict[str, Prediction], judge: Judge, args: argparse.Namespace, record: Callable[[JudgeAnswer], None]
+    todo: dict[str, Prediction], judge: Judge, cache: Cache, concurrency: int, timeout: float
 ) -> dict[str, str]:
-    """Ask about all {key: prediction}; {key: why} of those that stay without a score. Raises Ended.
+    """Put the scores of all {key: prediction} into the cache; {key: why} of those that have none then.
 
-    At an error or Ctrl-C the requests under way are given up, at once.
+    Raises JudgeError. At an error or Ctrl-C the requests under way are given up, at once.
     """
+    import httpx2
     from tqdm import tqdm
 
-    endpoint, unscored, row = Endpoint(judge, args), {}, 0
-    left = iter(todo.items())
+    unscored, row, left = {}, 0, iter(todo.items())
 
-    async def ask_on(bar: tqdm) -> None:
+    async def ask_on() -> None:
         """Take questions until none is left."""
         nonlocal row
         for key, prediction in left:
             try:
-                await ask(endpoint, key, prediction, record)
+                cache.add(await judge.ask(client, prediction))
                 row = 0
             except Unscored as why:
                 unscored[key] = str(why)
                 row += 1
                 if row == IN_A_ROW:
-                    raise Ended(
-                        f"--judge_url, --judge_model, --judge_body: {row} questions in a row without a score,"
-                        f" the last: {why}"
-                    ) from why
+                    flags = "--judge_url, --judge_model, --judge_body"
+                    raise JudgeError(f"{flags}: {row} questions in a row without a score: {why}") from why
             bar.update()
 
+    headers = {"Authorization": f"Bearer {judge.secret}"} if judge.secret else {}
     with tqdm(total=len(todo), desc="judge", unit="question") as bar:
         try:
-            async with endpoint.client, asyncio.TaskGroup() as group:
-                for _ in range(min(args.judge_concurrency, len(todo))):
-                    group.create_task(ask_on(bar))
+            client = httpx2.AsyncClient(timeout=timeout, headers=headers)
+            async with client, asyncio.TaskGroup() as group:
+                for _ in range(concurrency):
+                    group.create_task(ask_on())
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
     return unscored

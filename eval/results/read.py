@@ -82,7 +82,9 @@ class Result:
     def judge(self) -> str | None:
         """Who graded the generated answers, and by which prompt, as eval/judge.py has it."""
         judge = self.content.get("judge")
-        return judge and f"{' and '.join(judge['served'] or [judge['model']])}, prompt {judge['prompt']}"
+        if judge is None:
+            return None
+        return f"{' and '.join(judge['served'] or [judge['model']])}, prompt {judge['prompt']}"
 
     def entry(self, split: str, metric: Metric) -> dict[str, float] | None:
         """The numbers of one cell as results.json has them, None where it lacks the metric's number."""
@@ -209,6 +211,13 @@ def _read(file: Path, argument: str, problems: cli.Problems) -> Result | None:
     except KeyError as error:
         problems.add(
             f"{argument}: .../{shown} has no {error}; it is no result of eval/MLLMU_eval.py or CLEAR_eval.py"
+        )
+        return None
+    try:
+        _ = result.judge and data["judge"]["model"]
+    except (KeyError, TypeError):
+        problems.add(
+            f'{argument}: .../{shown}: broken entry "judge"; take it out and run eval/judge.py again'
         )
         return None
     result.method = result.method or result.model_dir.name
