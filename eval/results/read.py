@@ -216,9 +216,7 @@ def _read(file: Path, argument: str, problems: cli.Problems) -> Result | None:
     try:
         _ = result.judge and data["judge"]["model"]
     except (KeyError, TypeError):
-        problems.add(
-            f'{argument}: .../{shown}: broken entry "judge"; take it out and run eval/judge.py again'
-        )
+        problems.add(f'{argument}: .../{shown}: broken entry "judge"; take it out, judge it again')
         return None
     result.method = result.method or result.model_dir.name
     return result
