@@ -108,19 +108,15 @@ def people(cases: Sequence[Case], limit: int) -> list[dict]:
 
     Firsts, so nothing is picked for its answers. Returns dicts of person, picture, and the places in `cases`.
     """
-    order, asked = list(TASKS), defaultdict(lambda: defaultdict(list))
-    for place, case in enumerate(cases):
-        if case.asked.split == "forget":
-            asked[case.asked.person][case.asked.modality].append(place)
+    order, firsts = list(TASKS), defaultdict(dict)
+    asked = [(place, case.asked) for place, case in enumerate(cases) if case.asked.split == "forget"]
+    for place, q in sorted(asked, key=lambda each: (each[1].modality, order.index(each[1].task))):
+        firsts[q.person].setdefault(q.modality, place)
     out = []
-    for person in sorted(asked)[:limit]:
-        firsts = [
-            min(asked[person][modality], key=lambda place: order.index(cases[place].asked.task))
-            for modality in ("image", "text")
-            if asked[person][modality]
-        ]
-        pictures = [cases[place].portrait for place in firsts if cases[place].portrait]
-        out.append({"person": person, "picture": pictures[0] if pictures else None, "cases": firsts})
+    for person in sorted(firsts)[:limit]:
+        chosen = list(firsts[person].values())
+        shown = (cases[place].portrait for place in chosen)
+        out.append({"person": person, "picture": next(filter(None, shown), None), "cases": chosen})
     return out
 
 
@@ -139,13 +135,12 @@ def page_data(
     [reply, choice, correct, score, factuality] or null; the script takes them apart in this order.
     """
     place = {picture: i for i, picture in enumerate(found)}
+    names = ("id", "person", "split", "task", "modality", "question", "options", "truth")
     rows = []
     for case in cases:
-        asked = case.asked
-        about = [asked.id, asked.person, asked.split, asked.task, asked.modality, asked.question]
         answers = [answer and answer_row(answer) for answer in case.answers]
-        rows.append([*about, asked.options, asked.truth, place.get(case.portrait), answers])
-    chosen = people(cases, limit)
+        about = [getattr(case.asked, name) for name in names]
+        rows.append([*about, place.get(case.portrait), answers])
     compared = [r if r.is_vanilla else vanilla_row(r, results) for r in results]
     return {
         "methods": [result.label for result in results],
@@ -154,7 +149,7 @@ def page_data(
         "vanilla": [row and results.index(row) for row in compared],
         "pictures": list(found.values()),
         "cases": rows,
-        "people": [{**person, "picture": place.get(person["picture"])} for person in chosen],
+        "people": [{**person, "picture": place.get(person["picture"])} for person in people(cases, limit)],
     }
 
 

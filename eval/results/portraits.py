@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -49,8 +49,12 @@ def portraits(folder: Path | None, wanted: Collection[Portrait]) -> dict[Portrai
             start += len(batch)
             cells = batch.column("image" if "image" in names else "images")
             for i, key in enumerate(keys):
-                if key in rows:
-                    found.update(_thumbnails(cells[i].as_py(), rows[key]))
+                for picture in rows.get(key, ()):
+                    cell = cells[i].as_py()
+                    views = cell if isinstance(cell, list) else [cell]
+                    view = views[picture.view] if picture.view < len(views) else None
+                    if view and view["bytes"] and (uri := _thumbnail(view["bytes"])):
+                        found[picture] = uri
     return found
 
 
@@ -70,17 +74,6 @@ def _batches(table: Path) -> Iterator[pa.RecordBatch | pa.Table]:
         return
     for file in parquet_files(table):
         yield from pq.ParquetFile(file).iter_batches(batch_size=16, columns=columns)
-
-
-def _thumbnails(cell: dict | list[dict] | None, pictures: Sequence[Portrait]) -> dict[Portrait, str]:
-    views = cell if isinstance(cell, list) else [cell]
-    out = {}
-    for picture in pictures:
-        if picture.view < len(views) and views[picture.view] and views[picture.view]["bytes"]:
-            uri = _thumbnail(views[picture.view]["bytes"])
-            if uri:
-                out[picture] = uri
-    return out
 
 
 def _thumbnail(data: bytes) -> str | None:

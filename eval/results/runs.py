@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,8 @@ from utils.cli import Problems
 
 def _read_json(path: Path, problems: Problems) -> dict[str, Any]:
     """The content of a JSON file; {} where there is none, and a problem where it cannot be read."""
-    if not path.is_file():
-        return {}
     try:
-        return checkpoint.read_json(path)
+        return checkpoint.read_json(path) if path.is_file() else {}
     except json.JSONDecodeError as error:
         problems.add(f"results: {path} is not valid JSON ({error}); write it again, or take it away")
         return {}
@@ -45,10 +43,9 @@ def load_runs(results: Sequence[Result], problems: Problems) -> list[Run]:
     folder that results.json names as the model."""
     runs = []
     for result in results:
-        folders = [result.model_dir]
-        if "model" in result.content:
-            folders += _places(result.content["model"], result.model_dir)
-        found = next((folder for folder in folders if (folder / "run.json").is_file()), result.model_dir)
+        own = result.model_dir
+        places = [own, *_places(result.content.get("model", own), own)]
+        found = next((place for place in places if (place / "run.json").is_file()), own)
         runs.append(Run(result, _read_json(found / "run.json", problems)))
     return runs
 
@@ -72,7 +69,7 @@ def evaluation_cost(workers: Sequence[dict[str, Any]]) -> dict[str, str]:
     if not workers:
         return {}
     questions, seconds = sum(w["questions"] for w in workers), max(w["seconds"] for w in workers)
-    gpus = [w["peak_gpu_memory_bytes"] for w in workers if w.get("peak_gpu_memory_bytes")]
+    gpus = [size for w in workers if (size := w.get("peak_gpu_memory_bytes"))]
     memory, unit = (gpus, " GPU") if gpus else ([w["peak_memory_bytes"] for w in workers], "")
     return {
         "questions": f"{questions:,}",
@@ -130,20 +127,18 @@ class MaskUse:
     @property
     def table(self) -> list[dict[str, Any]]:
         """Each part as a whole, then its groups that are no layer: what the heat map does not show."""
-        rows = []
-        for part, groups in self.coverage.items():
-            rows.append({"part": True, "name": part, **groups["all"]})
-            outside = outside_layers(groups)
-            rows += [{"part": False, "name": name, **entry} for name, entry in outside.items()]
-        return rows
+        return [
+            {"part": name == part, "name": name, **entry}
+            for part, groups in self.coverage.items()
+            for name, entry in {part: groups["all"], **outside_layers(groups)}.items()
+        ]
 
     @property
     def picture(self) -> str | None:
         """coverage.png, layer by module, as a data URI."""
-        file = self.folder / "coverage.png" if self.folder else None
-        if file is None or not file.is_file():
-            return None
-        return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode("ascii")
+        if self.folder and (file := self.folder / "coverage.png").is_file():
+            return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode("ascii")
+        return None
 
 
 def masks_of(runs: Sequence[Run], problems: Problems) -> list[MaskUse]:
@@ -152,7 +147,9 @@ def masks_of(runs: Sequence[Run], problems: Problems) -> list[MaskUse]:
     for run in runs:
         if not run.mask_path:
             continue
-        folder = _mask_folder(Path(run.mask_path), run.result.model_dir)
+        places = [place.parent for place in _places(run.mask_path, run.result.model_dir)]
+        files = [place / name for place in places for name in ("coverage.json", "coverage.png")]
+        folder = next((file.parent.resolve() for file in files if file.is_file()), None)
         key = folder / Path(run.mask_path).name if folder else run.mask_path
         if key not in uses:
             uses[key] = use = MaskUse(run.mask_path, folder)
@@ -165,18 +162,10 @@ def masks_of(runs: Sequence[Run], problems: Problems) -> list[MaskUse]:
     return list(uses.values())
 
 
-def _mask_folder(mask: Path, model_dir: Path) -> Path | None:
-    """The folder of the mask, if its coverage is there."""
-    for place in _places(mask, model_dir):
-        if any((place.parent / name).is_file() for name in ("coverage.json", "coverage.png")):
-            return place.parent.resolve()
-    return None
-
-
-def _places(path: Path | str, model_dir: Path) -> Iterator[Path]:
+def _places(path: str | Path, model_dir: Path) -> list[Path]:
     """Where a path may lie that was relative to the folder in which something ran: under the folders above
     the model, which may have been copied here as a whole, nearest first, then under this folder."""
-    return (base / path for base in (*model_dir.absolute().parents, Path.cwd()))
+    return [base / path for base in (*model_dir.absolute().parents, Path.cwd())]
 
 
 def _covered(coverage: dict[str, Any], mask: str) -> dict[str, Any]:
