@@ -3,11 +3,10 @@
     python perf/eval_speed.py --data_split_dir runs/nano/data/MLLMU-Bench
 
 Same model, same questions, in one run: the plain way answers a part of them, ours all of them, in turn, so
-that a noisy machine is noisy for both. For a LLaVA of about 50 M random weights, which never ends a reply
-early, with 144 image tokens, and for a nano model. Printed: questions per second and their ratio; on how many
-questions the two agree; where our time goes; and how far it is from the time that the needed arithmetic takes
-at the machine's measured matrix rate: each picture, each prompt token and each needed new token once. Last,
-two workers of one thread each against one.
+that a noisy machine is noisy for both. For a LLaVA of about 50 M random weights with 144 image tokens, and
+for a nano model. Printed: questions per second and their ratio; on how many questions the two agree; where
+our time goes; how far it is from the time of the needed arithmetic at the measured rate of a matrix product;
+and two workers of one thread each against one.
 """
 
 from __future__ import annotations
@@ -16,17 +15,23 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from eval import tasks
+from eval.answering.plan import plan_batches
+from eval.answering.workers import Setup, answer_in_processes, keep_memory
 from eval.prompts import mllmu_prompt
-from utils import cli
+from nano import stand_ins
+from nano.make_tiny_model import read_texts
+from utils import cli, models
+from utils.mllmu import MLLMUBench
 
 NEW = 50  # tokens of a plain reply
 PARTS = ("pictures", "prefixes", "rests of prompts", "decoding", "the rest")
@@ -34,20 +39,11 @@ PARTS = ("pictures", "prefixes", "rests of prompts", "decoding", "the rest")
 
 def parse_args():
     p = cli.parser(__doc__)
-    p.add_argument(
-        "--data_split_dir", default="runs/nano/data/MLLMU-Bench", help="default runs/nano/data/MLLMU-Bench"
-    )
-    p.add_argument(
-        "--nano_model", default="runs/nano/data/untrained", help="default runs/nano/data/untrained"
-    )
+    for name, folder in (("--data_split_dir", "MLLMU-Bench"), ("--nano_model", "untrained")):
+        p.add_argument(name, default=f"runs/nano/data/{folder}", help=f"default runs/nano/data/{folder}")
     p.add_argument("--people", type=cli.number(int, 1), default=28, help="18 questions each; default 28")
     p.add_argument("--rounds", type=cli.number(int, 1), default=3, help="turns of both ways; default 3")
-    p.add_argument(
-        "--threads",
-        type=cli.number(int, 1),
-        default=2,
-        help="of the two ways, and cores shared by workers; default 2",
-    )
+    p.add_argument("--threads", type=cli.number(int, 1), default=2, help="of the two ways; default 2")
     p.add_argument("--hidden_size", type=cli.number(int, 64), default=512, help="width; default 512")
     p.add_argument("--layers", type=cli.number(int, 1), default=14, help="its layers; default 14")
     cli.flag(p, "--workers", default=True, help="compare two workers with one; default True")
@@ -56,8 +52,6 @@ def parse_args():
 
 # ---------------------------------------------------------------- questions and models
 def read_questions(args) -> list:
-    from utils.mllmu import MLLMUBench
-
     questions = MLLMUBench(args.data_split_dir, 10, args.problems).questions("retain", seed=0)
     args.problems.stop()
     people = list(dict.fromkeys(q.person for q in questions))[: args.people]
@@ -66,9 +60,6 @@ def read_questions(args) -> list:
 
 def make_model(args, folder: Path) -> None:
     """A LLaVA with 168 x 168 pixels in patches of 14: 144 image tokens."""
-    from nano import stand_ins
-    from nano.make_tiny_model import read_texts
-
     tokenizer = stand_ins.train_tokenizer(read_texts([Path(args.data_split_dir)]), "llava", vocab_size=4096)
     size = stand_ins.Size(
         image_size=168, layers=args.layers, key_value_heads=8, head_dim=args.hidden_size // 8,
@@ -77,19 +68,31 @@ def make_model(args, folder: Path) -> None:
     stand_ins.write("llava", tokenizer, folder, size, dtype="float32")
 
 
-def requests_of(questions: list, chat) -> list:
-    return [tasks.request(question, chat, "letter", mllmu_prompt) for question in questions]
+def planned(questions: list, processor, batch_size: int | None = None) -> tuple[list, list[list[int]]]:
+    """The requests of the questions, and the evaluation's batches of their places; its own limits, or
+    `batch_size`."""
+    from utils.collate import Chat, PromptLengths
+
+    chat, p = Chat(processor), cli.parser("")
+    cli.add_eval_args(p, ("retain",))
+    requests = [tasks.request(question, chat, "letter", mllmu_prompt) for question in questions]
+    lengths = PromptLengths(processor, chat)
+    costs = [request.memory_cost(lengths, NEW) for request in requests]
+    limits = batch_size or p.get_default("batch_size"), p.get_default("batch_tokens")
+    return requests, plan_batches(costs, *limits)
 
 
 # ---------------------------------------------------------------- the two ways
 class Plain:
     """One question at a time, 50 new tokens or the end of the turn."""
 
-    def __init__(self, model, processor, stop_rule):
+    def __init__(self, model, processor):
         from transformers import GenerationConfig
 
-        self.model, self.processor, self.stop_rule = model, processor, stop_rule
-        ends = sorted(stop_rule.end_tokens)
+        from eval.answering.generate import StopRule
+
+        self.model, self.processor, self.stop_rule = model, processor, StopRule(model, processor)
+        ends = sorted(self.stop_rule.end_tokens)
         self.config = GenerationConfig(
             max_new_tokens=NEW, do_sample=False, eos_token_id=ends, pad_token_id=ends[0]
         )
@@ -110,60 +113,47 @@ class Plain:
 class Ours:
     """The evaluation's own batches and answers, with the time of each part and what was needed counted."""
 
-    def __init__(self, model, processor, family):
+    def __init__(self, model, processor):
         from eval.answering.generate import Answerer
 
-        self.model, self.family = model, family
-        self.answerer = Answerer(model, processor, family, NEW)
-        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.model, self.answerer = model, Answerer(model, processor, models.family_of(model), NEW)
+        self.seconds: dict[str, float] = {}
         self.shared: list[tuple[list, list[int]]] = []  # (rows, lengths of their prefixes) of every batch
 
-    def answer(self, requests: list, batches: list[list[int]]) -> list[list[int]]:
-        """The replies' tokens; to be called while `measured`."""
-        out = [[] for _ in requests]
-        for batch in batches:
-            self.answerer.answer([requests[i] for i in batch])
-            for row in self.shared[-1][0]:
-                out[batch[row.request]] = row.reply
-        return out
+    def timed(self, part: str, function: Callable) -> Callable:
+        def wrapper(*args, **kwargs):
+            started = time.perf_counter()
+            result = function(*args, **kwargs)
+            self.seconds[part] += time.perf_counter() - started
+            if part == "the rest":
+                self.shared.append((result[0], result[2]))
+            return result
 
-    @contextmanager
-    def measured(self) -> Iterator[None]:
-        """Sum up the seconds of each part meanwhile."""
+        return wrapper
+
+    def answer(self, requests: list, batches: list[list[int]]) -> list[list[int]]:
+        """The replies' tokens; `seconds` and `shared` are of this call."""
         from eval.answering.generate import PrefixCachedBackend
         from eval.answering.shared_prefix import DecodeState, SharedPrefix
 
-        seconds, shared = self.seconds, self.shared
-        seconds.update(dict.fromkeys(PARTS, 0.0))
-        shared.clear()
-        kept = {}
-
-        def timed(part: str, owner, name: str) -> None:
-            function = kept[owner, name] = getattr(owner, name)
-
-            def wrapper(*args, **kwargs):
-                started = time.perf_counter()
-                result = function(*args, **kwargs)
-                seconds[part] += time.perf_counter() - started
-                if name == "_share":
-                    shared.append((result[0], result[2]))
-                return result
-
-            setattr(owner, name, wrapper)
-
-        timed("pictures", type(self.model.model), "get_image_features")
-        timed("prefixes", SharedPrefix, "prefill")
-        timed("rests of prompts", DecodeState, "prompt")
-        timed("decoding", DecodeState, "step")
-        timed("the rest", PrefixCachedBackend, "_share")
+        places = (
+            (type(self.model.model), "get_image_features"), (SharedPrefix, "prefill"),
+            (DecodeState, "prompt"), (DecodeState, "step"), (PrefixCachedBackend, "_share"),
+        )  # fmt: skip
+        out, self.seconds, self.shared = [[] for _ in requests], dict.fromkeys(PARTS, 0.0), []
         started = time.perf_counter()
-        try:
-            yield
-        finally:
-            for (owner, name), function in kept.items():
-                setattr(owner, name, function)
-        seconds["prefixes"] -= seconds["pictures"]
-        seconds["the rest"] = time.perf_counter() - started - sum(seconds[part] for part in PARTS[:4])
+        with ExitStack() as stack:
+            for part, (owner, name) in zip(PARTS, places, strict=True):
+                function = self.timed(part, getattr(owner, name))
+                stack.enter_context(mock.patch.object(owner, name, function))
+            for batch in batches:
+                self.answerer.answer([requests[i] for i in batch])
+                for row in self.shared[-1][0]:
+                    out[batch[row.request]] = row.reply
+        self.seconds["prefixes"] -= self.seconds["pictures"]
+        rest = time.perf_counter() - started - sum(self.seconds[part] for part in PARTS[:4])
+        self.seconds["the rest"] = rest
+        return out
 
 
 # ---------------------------------------------------------------- the lower bound
@@ -237,79 +227,46 @@ def gap(plain: Plain, request, a: list[int], b: list[int], parted: int) -> float
 def compare(args, title: str, folder: str, questions: list) -> None:
     import torch
 
-    from eval.answering.generate import StopRule
-    from eval.answering.plan import plan_batches
-    from eval.answering.workers import keep_memory
-    from utils import models
-    from utils.collate import Chat, PromptLengths
-
-    torch.set_num_threads(args.threads)
-    keep_memory()
     processor, model = models.load_processor(folder), models.load_model(folder, "fp32").eval()
-    chat = Chat(processor)
-    requests, lengths = requests_of(questions, chat), PromptLengths(processor, chat)
-    batches = plan_batches([r.memory_cost(lengths, NEW) for r in requests], *batch_limits())
-    plain = Plain(model, processor, StopRule(model, processor))
-    ours = Ours(model, processor, models.family_of(model))
-    plain_replies, plain_seconds, our_seconds, rates, parts = [], 0.0, [], [], []
+    requests, batches = planned(questions, processor)
+    plain, ours = Plain(model, processor), Ours(model, processor)
+    plain_replies, plain_seconds, turns, rates = [], 0.0, [], []
     for turn in range(args.rounds):
         rates.append(matrix_rate(model.get_decoder().config.hidden_size))
-        started = time.perf_counter()
-        with ours.measured():
-            our_replies = ours.answer(requests, batches)
-        our_seconds.append(time.perf_counter() - started)
-        parts.append(dict(ours.seconds))
+        our_replies = ours.answer(requests, batches)
+        turns.append((sum(ours.seconds.values()), turn, ours.seconds))
         started = time.perf_counter()
         some = requests[len(plain_replies) : len(requests) * (turn + 1) // args.rounds]
         plain_replies += [plain.answer(request) for request in some]
         plain_seconds += time.perf_counter() - started
-        print(f"round {turn + 1} of {args.rounds}: ours {our_seconds[-1]:.1f} s for all", file=sys.stderr)
-    seconds, count = statistics.median(our_seconds), len(questions)
-    needed = operations(ours, next(q.picture for q in questions if q.picture))
+        print(f"round {turn + 1} of {args.rounds}: ours {turns[-1][0]:.1f} s for all", file=sys.stderr)
+    seconds, _, parts = statistics.median_low(turns)
+    count, needed = len(questions), operations(ours, next(q.picture for q in questions if q.picture))
     bound = needed / max(rates)
-    print(
-        f"\n## {title}: {model.num_parameters():,} weights, {count} questions, {args.threads} threads, fp32\n"
-    )
+    print(f"\n## {title}: {model.num_parameters():,} weights, {count} questions,"
+          f" {torch.get_num_threads()} threads, fp32\n")  # fmt: skip
     print("| way | questions/s |\n|---|---|")
     print(f"| plain: one at a time, {NEW} new tokens | {count / plain_seconds:.2f} |")
     print(f"| ours (median of {args.rounds}) | {count / seconds:.1f} |")
     print(f"| ratio | {plain_seconds / seconds:.1f} |\n")
     print(agreement(plain, questions, requests, plain_replies, our_replies))
-    middle = parts[our_seconds.index(statistics.median_low(our_seconds))]
-    print("our time: " + ", ".join(f"{part} {middle[part] / sum(middle.values()):.0%}" for part in PARTS))
-    print(
-        f"lower bound: {needed / 1e9:,.0f} GFLOP at {max(rates) / 1e9:.0f} GFLOP/s = {bound:.1f} s;"
-        f" ours takes {seconds:.1f} s, {seconds / bound:.1f} times that"
-    )
-
-
-def batch_limits() -> tuple[int, int]:
-    """The evaluation's own defaults."""
-    p = cli.parser("")
-    cli.add_eval_args(p, ("retain",))
-    return p.get_default("batch_size"), p.get_default("batch_tokens")
+    print("our time: " + ", ".join(f"{part} {parts[part] / seconds:.0%}" for part in PARTS))
+    print(f"lower bound: {needed / 1e9:,.0f} GFLOP at {max(rates) / 1e9:.0f} GFLOP/s = {bound:.1f} s;"
+          f" ours takes {seconds:.1f} s, {seconds / bound:.1f} times that")  # fmt: skip
 
 
 # ---------------------------------------------------------------- workers
-def compare_workers(args, folder: str, questions: list) -> None:
+def compare_workers(folder: str, questions: list) -> None:
     """One and two workers of one thread each, from when all have loaded and answered a first batch."""
-    from eval.answering.plan import plan_batches
-    from utils import models
-    from utils.collate import Chat, PromptLengths
-
-    processor = models.load_processor(folder)
-    chat = Chat(processor)
-    requests, lengths = requests_of(questions, chat), PromptLengths(processor, chat)
-    costs = [r.memory_cost(lengths, NEW) for r in requests]
-    batches = {
-        n: [requests[i] for i in batch] for n, batch in enumerate(plan_batches(costs, 64, batch_limits()[1]))
-    }
-    rates, apart = {}, []
+    size = min(64, max(1, len(questions) // 6))  # so that every worker gets several batches
+    requests, places = planned(questions, models.load_processor(folder), size)
+    batches = {number: [requests[i] for i in batch] for number, batch in enumerate(places)}
+    rates, apart = {1: [], 2: []}, []
     for count in (1, 2, 2, 1):
         rate, spread = worker_rate(folder, count, batches)
-        rates.setdefault(count, []).append(rate)
-        apart += [spread] if count == 2 else []
-    one, two = (statistics.mean(rates[count]) for count in (1, 2))
+        rates[count].append(rate)
+        apart += [spread] * (count == 2)
+    one, two = statistics.mean(rates[1]), statistics.mean(rates[2])
     print(f"\n## Workers of one thread each, {len(questions)} questions in {len(batches)} batches\n")
     print(f"one worker {one:.2f} questions/s, two {two:.2f}: {two / one:.2f} times")
     print("two workers finish within " + ", ".join(f"{x:.1%}" for x in apart) + " of the time of each other")
@@ -317,12 +274,8 @@ def compare_workers(args, folder: str, questions: list) -> None:
 
 def worker_rate(folder: str, count: int, batches: dict) -> tuple[float, float]:
     """Questions per second, and the last answers' distance in time as a share of the whole."""
-    from eval.answering.workers import Setup, answer_in_processes
-
-    answered = []  # (time, worker, questions)
-    for done in answer_in_processes(
-        Setup(folder, None, "fp32", "sdpa", NEW), ["cpu"] * count, batches, threads=1
-    ):
+    setup, answered = Setup(folder, None, "fp32", "sdpa", NEW), []  # (time, worker, questions)
+    for done in answer_in_processes(setup, ["cpu"] * count, batches, threads=1):
         answered.append((time.perf_counter(), done.worker, len(done.answers)))
     begin = max(next(t for t, worker, _ in answered if worker == w) for w in range(count))
     last = [max(t for t, worker, _ in answered if worker == w) for w in range(count)]
@@ -331,15 +284,19 @@ def worker_rate(folder: str, count: int, batches: dict) -> tuple[float, float]:
 
 
 def main(args) -> None:
+    import torch
+
     if not (Path(args.nano_model) / "config.json").is_file():
         args.problems.add(f"--nano_model: no model in {args.nano_model}; nano/make_nano.py writes one")
     questions = read_questions(args)
+    torch.set_num_threads(args.threads)
+    keep_memory()
     with tempfile.TemporaryDirectory() as folder:
         make_model(args, Path(folder))
         compare(args, "LLaVA, 144 image tokens, random weights", folder, questions)
         compare(args, "nano LLaVA", args.nano_model, questions)
         if args.workers:
-            compare_workers(args, folder, questions)
+            compare_workers(folder, questions)
 
 
 if __name__ == "__main__":

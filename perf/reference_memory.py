@@ -22,18 +22,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils import cli
+from nano import stand_ins
+from nano.make_tiny_model import read_texts
+from utils import cli, models
+from utils.mllmu import MLLMUBench
 
 
 def parse_args():
     p = cli.parser(__doc__)
-    p.add_argument(
-        "--data_split_dir", default="runs/nano/data/MLLMU-Bench", help="default runs/nano/data/MLLMU-Bench"
-    )
+    folder = "runs/nano/data/MLLMU-Bench"
+    p.add_argument("--data_split_dir", default=folder, help=f"default {folder}")
     p.add_argument("--steps", type=cli.number(int, 1), default=12, help="optimizer steps; default 12")
-    p.add_argument(
-        "--hidden_size", type=cli.number(int, 64), default=640, help="width of the model; default 640"
-    )
+    p.add_argument("--hidden_size", type=cli.number(int, 64), default=640, help="width; default 640")
     p.add_argument("--layers", type=cli.number(int, 1), default=8, help="its layers; default 8")
     p.add_argument("--one", help=argparse.SUPPRESS)  # "KL_Min:ours": this process is one measurement
     p.add_argument("--model_dir", help=argparse.SUPPRESS)
@@ -41,19 +41,13 @@ def parse_args():
 
 
 def samples_of(args) -> list:
-    from utils.mllmu import MLLMUBench
-
-    bench = MLLMUBench(args.data_split_dir, 10, args.problems)
-    samples = bench.forget()
+    samples = MLLMUBench(args.data_split_dir, 10, args.problems).forget()
     args.problems.stop()
     return samples[: 4 * args.steps]
 
 
 def make_model(args, folder: str) -> int:
     """Write the model; returns its number of weights."""
-    from nano import stand_ins
-    from nano.make_tiny_model import read_texts
-
     tokenizer = stand_ins.train_tokenizer(read_texts([Path(args.data_split_dir)]), "llava", vocab_size=2048)
     size = stand_ins.Size(
         image_size=56, layers=args.layers, key_value_heads=8, head_dim=args.hidden_size // 8,
@@ -66,9 +60,7 @@ class Resident:
     """The plain way: the frozen model stays in memory and runs beside the trained one in every step."""
 
     def __init__(self, name: str):
-        from utils.models import load_model
-
-        self.model = load_model(name).eval().requires_grad_(False)
+        self.model = models.load_model(name).eval().requires_grad_(False)
 
     def log_probs(self, batch):
         from utils.losses import label_logits
@@ -87,7 +79,7 @@ def measure(args) -> None:
 
     import torch
 
-    from utils import models, reference
+    from utils import reference
     from utils.collate import Collator
 
     method, way = args.one.split(":")

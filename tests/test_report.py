@@ -1,5 +1,6 @@
 """The page on small made-up result folders. Run: python -m pytest tests/test_report.py"""
 
+import base64
 import io
 import json
 import re
@@ -41,24 +42,19 @@ def questions():
     """Two people to forget, one to retain, by picture and in words; the test split has the second view."""
     options = {"A": "Paris", "B": "Rome", "C": "Oslo", "D": "Bern"}
     for split, person, table in (
-        ("forget", "023", "forget_10"),
-        ("forget", "101", "forget_10"),
-        ("retain", "007", "retain_90"),
+        ("forget", "023", "forget_10"), ("forget", "101", "forget_10"), ("retain", "007", "retain_90"),
         ("test", "023", "Test_Set"),
-    ):
+    ):  # fmt: skip
         for modality in ("image", "text"):
             view = 1 if split == "test" else 0
             picture = {"table": table, "ID": person, "view": view} if modality == "image" else None
             about = {"person": person, "split": split, "modality": modality, "prompt": "", "picture": picture}
             for task, truth in (("generation", "in Rome"), ("cloze", "Rome"), ("classification", "B")):
                 yield {
-                    **about,
-                    "id": f"{split}/{person}/{task}/{modality}/0",
-                    "task": task,
+                    **about, "id": f"{split}/{person}/{task}/{modality}/0", "task": task, "truth": truth,
                     "question": f"Where was person {person} born?",
                     "options": options if task == "classification" else None,
-                    "truth": truth,
-                }
+                }  # fmt: skip
 
 
 def answer(line, method):
@@ -70,12 +66,8 @@ def answer(line, method):
         return {"reply": NASTY if wrong else "B", "choice": None if wrong else "B", "correct": not wrong}
     if line["task"] == "cloze":
         return {"reply": "Oslo" if wrong else "Rome", "choice": None, "correct": not wrong}
-    value = 0.25 if wrong else 1.0
-    return {
-        "reply": "no",
-        "choice": None,
-        "scores": dict.fromkeys(("rouge1", "rouge2", "rougeL", "bleu"), value),
-    }
+    scores = dict.fromkeys(("rouge1", "rouge2", "rougeL", "bleu"), 0.25 if wrong else 1.0)
+    return {"reply": "no", "choice": None, "scores": scores}
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +90,8 @@ def runs(untouched, tmp_path):
     """The same, to be changed."""
     shutil.copytree(untouched, tmp_path, ignore=shutil.ignore_patterns("out"), dirs_exist_ok=True)
     for method in METHODS:
-        change(
-            tmp_path / method / "zero_shot/forget10/results.json",
-            data={"folder": str(tmp_path / "data" / "MLLMU-Bench")},
-        )
+        data = {"folder": str(tmp_path / "data" / "MLLMU-Bench")}
+        change(tmp_path / method / "zero_shot/forget10/results.json", data=data)
     return tmp_path
 
 
@@ -119,16 +109,10 @@ def evaluated(model, lines, data, ratio=10):
         text = "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines if x["split"] == split)
         (folder / f"predictions_{split}.jsonl").write_text(text, encoding="utf-8")
     results = {
-        "benchmark": "nano MLLMU-Bench",
-        "model": f"runs/nano/{model.name}",
-        "method": model.name,
-        "forget_ratio": ratio,
-        "shot": "zero_shot",
-        "seed": 42,
-        "mcq": "likelihood",
-        "data": {"folder": str(data)},
-        "splits": summarise(Prediction(**line) for line in lines),
-    }
+        "benchmark": "nano MLLMU-Bench", "model": f"runs/nano/{model.name}", "method": model.name,
+        "forget_ratio": ratio, "shot": "zero_shot", "seed": 42, "mcq": "likelihood",
+        "data": {"folder": str(data)}, "splits": summarise(Prediction(**line) for line in lines),
+    }  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results))
 
 
@@ -154,9 +138,8 @@ class Page(HTMLParser):
         attrs = dict(attrs)
         self.tags.append(tag)
         self.ids += [attrs["id"]] if "id" in attrs else []
-        self.addresses += [
-            v for k, v in attrs.items() if k in ("src", "href", "xlink:href", "action", "data")
-        ]
+        links = ("src", "href", "xlink:href", "action", "data")
+        self.addresses += [value for name, value in attrs.items() if name in links]
         self.inside = attrs.get("id") or tag
         if tag == "table":
             self.tables.append([])
@@ -194,21 +177,15 @@ def make(runs, *options, methods=METHODS):
 
 def test_page_holds_table_plot_and_every_answer(made):
     _, page = made
-    words = " ".join(" ".join(page.text).split())
-    assert "nano MLLMU-Bench" in words and "Nano numbers" in words
-    assert "-100.0" in words and "2/2" in words
-    assert "svg" in page.tags and "not found" not in words
+    assert all(word in page.words for word in ("nano MLLMU-Bench", "Nano numbers", "-100.0", "2/2"))
+    assert "svg" in page.tags and "not found" not in page.words
     assert page.data["methods"] == list(METHODS) and page.data["vanilla"] == [0, 0, 0]
     assert len(page.data["cases"]) == 24
     case = next(c for c in page.data["cases"] if c[0] == "forget/023/classification/image/0")
     assert case[1:5] == ["023", "forget", "classification", "image"]
     assert case[9] == [["B", "B", True, None, None], *[[NASTY, None, False, None, None]] * 2]
     generation = next(c for c in page.data["cases"] if c[0] == "retain/007/generation/text/0")
-    assert [answer[2:] for answer in generation[9]] == [
-        [None, 1.0, None],
-        [None, 0.25, None],
-        [None, 1.0, None],
-    ]
+    assert [answer[2:] for answer in generation[9]] == [[None, x, None] for x in (1.0, 0.25, 1.0)]
 
 
 def loaded(runs, *methods):
@@ -326,10 +303,8 @@ def test_lines_over_forget_ratios_need_two_ratios_of_a_method(runs, made):
     _, page = make(runs, methods=("vanilla", "GA_15", "GA_05"))
     assert "ratios" in page.ids and "Forget ratios" in page.words
     results = loaded(runs, "vanilla", "GA_15", "GA_05")
-    assert {n: [r.forget_ratio for r in line] for n, line in figures.ratio_lines(results).items()} == {
-        "vanilla": [10],
-        "GA": [5, 15],
-    }
+    found = {name: [r.forget_ratio for r in line] for name, line in figures.ratio_lines(results).items()}
+    assert found == {"vanilla": [10], "GA": [5, 15]}
     axes = figures.ratio_plot(results).axes[0]
     assert axes.get_title(loc="left") == "forget VQA % ↓"
     drawn = [line.get_ydata() for line in axes.lines if line.get_marker() == figures.MARKERS[1]]
@@ -340,17 +315,10 @@ def test_lines_over_forget_ratios_need_two_ratios_of_a_method(runs, made):
 @pytest.mark.parametrize(
     ("method", "ratio", "name"),
     [
-        ("GA_05", 5, "GA"),
-        ("GA_5", 5, "GA"),
-        ("GA-forget10", 10, "GA"),
-        ("NPO_forget_15", 15, "NPO"),
-        ("GA_10", 5, "GA_10"),
-        ("GA_Diff", 5, "GA_Diff"),
-        ("lr1e4_05", 5, "lr1e4"),
-        ("GAforget5", 5, "GA"),
-        ("05", 5, "05"),
+        ("GA_05", 5, "GA"), ("GA_5", 5, "GA"), ("GA-forget10", 10, "GA"), ("NPO_forget_15", 15, "NPO"),
+        ("GA_10", 5, "GA_10"), ("GA_Diff", 5, "GA_Diff"), ("lr1e4_05", 5, "lr1e4"), ("05", 5, "05"),
     ],
-)
+)  # fmt: skip
 def test_a_method_is_named_without_its_own_ratio(method, ratio, name):
     result = SimpleNamespace(method=method, forget_ratio=ratio)
     assert figures.line_name(result) == name
@@ -389,24 +357,17 @@ def mask(runs, name="both", given=None):
     """A mask's folder with its coverage, and manifold trained with that mask."""
     folder = runs / "mask"
     change(folder / "coverage.json", **COVERAGE)
+    made = {"mask_kind": "saliency", "fisher": "sample", "threshold": 1.0}
     change(
-        folder / "run.json",
-        started="2025-01-01T10:00:00+00:00",
-        arguments={"mask_kind": "saliency", "fisher": "sample", "threshold": 1.0},
-        seconds=75.0,
+        folder / "run.json", started="2025-01-01T10:00:00+00:00", arguments=made, seconds=75.0,
         peak_memory_bytes=3_000_000,
-    )
+    )  # fmt: skip
     path = given or str(folder / f"mllmu_{name}_mask.pt")
     change(
         runs / "manifold/run.json",
-        started="2025-01-01T12:00:00+00:00",
-        arguments={"grad_mask_path": path},
-        device="cuda:0",
-        processes=2,
-        seconds=4000.4,
-        peak_memory_bytes=2_500_000_000,
-        peak_gpu_memory_bytes=41_200_000_000,
-    )
+        started="2025-01-01T12:00:00+00:00", arguments={"grad_mask_path": path}, device="cuda:0", processes=2,
+        seconds=4000.4, peak_memory_bytes=2_500_000_000, peak_gpu_memory_bytes=41_200_000_000,
+    )  # fmt: skip
     return folder
 
 
@@ -470,17 +431,14 @@ def test_a_mask_written_after_the_training_is_told(runs):
 
 def test_costs_of_training_and_evaluation(runs):
     mask(runs)
-    workers = [
-        {"questions": 30, "device": "cuda:0", "seconds": 10.0, "peak_memory_bytes": 2_000_000_000,
-         "peak_gpu_memory_bytes": 15_000_000_000},
-        {"questions": 20, "device": "cuda:0", "seconds": 8.0, "peak_memory_bytes": 2_000_000_000,
-         "peak_gpu_memory_bytes": 14_000_000_000},
-    ]  # fmt: skip
-    change(runs / "manifold/zero_shot/forget10/results.json", cost=workers)
-    change(
-        runs / "GA/zero_shot/forget10/results.json",
-        cost=[{**workers[0], "device": "cpu", "seconds": 61.0, "peak_gpu_memory_bytes": None}],
-    )
+    worker = {
+        "questions": 30, "device": "cuda:0", "seconds": 10.0, "peak_memory_bytes": 2_000_000_000,
+        "peak_gpu_memory_bytes": 15_000_000_000,
+    }  # fmt: skip
+    second = {"questions": 20, "seconds": 8.0, "peak_gpu_memory_bytes": 14_000_000_000}
+    change(runs / "manifold/zero_shot/forget10/results.json", cost=[worker, worker | second])
+    on_cpu = worker | {"device": "cpu", "seconds": 61.0, "peak_gpu_memory_bytes": None}
+    change(runs / "GA/zero_shot/forget10/results.json", cost=[on_cpu])
     _, page = make(runs)
     table = next(table for table in page.tables if any("questions/s" in row for row in table))
     rows = {row[0]: [" ".join(cell.split()) for cell in row[1:]] for row in table}
@@ -499,10 +457,8 @@ def test_run_json_is_found_where_the_results_name_the_model(runs, relative):
     change(model / "run.json", seconds=12.0, peak_memory_bytes=1_000_000, device="cpu")
     named = "models/apart" if relative else str(model)
     change(runs / "GA/zero_shot/forget10/results.json", model=named)
-    found = {
-        run.result.label: look_up.training_cost(run.training)
-        for run in look_up.load_runs(loaded(runs), Problems())
-    }
+    given = look_up.load_runs(loaded(runs), Problems())
+    found = {run.result.label: look_up.training_cost(run.training) for run in given}
     assert found["GA"] == {"time": "12 s", "memory": "1 MB", "host": "", "device": "cpu"}
     assert found["vanilla"] == {}
 
@@ -539,22 +495,16 @@ def test_every_filter_of_the_form_is_read_and_linked(made):
 
 def test_page_loads_nothing_and_escapes_everything(runs):
     mask(runs)
+    method = "a<b>&$x^"
+    change(runs / "GA/zero_shot/forget10/results.json", method=method)
     text, page = make(runs)
+    assert method in page.data["methods"] and "<b>&" not in text and "a&lt;b&gt;&amp;$x^" in text
     assert all(address.startswith(("#", "data:")) for address in page.addresses)
     assert not re.search(r"(https?:)?//[\w.]+\.\w", text.split('id="data"')[0])
     assert not re.search(r"url\((?!['\"]?#)|@import|<link|\bfetch\(", text)
     assert "img" not in page.tags and text.count("</script>") == 2
     assert 'onerror="' not in text and "\u2028" not in text.split('id="data"')[0]
     assert "default-src 'none'" in text and "prefers-color-scheme: dark" in text and "@media print" in text
-
-
-def test_method_names_are_escaped(runs):
-    bad = "a<b>&$x^"
-    path = runs / "GA" / "zero_shot/forget10/results.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "method": bad}))
-    text, page = make(runs)
-    assert bad in page.data["methods"]
-    assert "<b>&" not in text and "a&lt;b&gt;&amp;$x^" in text
 
 
 def test_each_picture_is_embedded_once_and_is_the_right_one(made):
@@ -565,8 +515,6 @@ def test_each_picture_is_embedded_once_and_is_the_right_one(made):
     assert len(pictures) == 4 == len(set(pictures)) == text.count("data:image/")
 
     def colour(place):
-        import base64
-
         image = Image.open(io.BytesIO(base64.b64decode(pictures[place].split(",")[1])))
         assert max(image.size) == portraits.THUMBNAIL
         return [round(value / 255) for value in image.getpixel((5, 5))]
@@ -589,11 +537,8 @@ def test_before_and_after_takes_first_multiple_choice_questions(untouched, made)
 
 
 def test_same_results_give_the_same_page(untouched, made):
-    text, page = made
-    assert make(untouched)[0] == text
+    assert make(untouched)[0] == made[0]
     # pictures in the order of the questions, not of a set, which differs from run to run
-    first_uses = dict.fromkeys(case[8] for case in page.data["cases"] if case[8] is not None)
-    assert sorted(first_uses) == [0, 1, 2, 3]
     asked = [prediction("forget", "cloze", "image", picture={"table": "t", "ID": str(i)}) for i in range(50)]
     cases = [report.Case(each, []) for each in asked]
     assert [picture.ID for picture in report.pictures_of(cases + cases)] == [str(i) for i in range(50)]
@@ -616,10 +561,8 @@ def test_questions_that_differ_are_not_put_side_by_side(runs):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     _, page = make(runs)
     views = [case[9] for case in page.data["cases"] if case[0] == "test/023/cloze/image/0"]
-    assert [[answer is not None for answer in answers] for answers in views] == [
-        [True, False, True],
-        [False, True, False],
-    ]
+    there = [[answer is not None for answer in answers] for answers in views]
+    assert there == [[True, False, True], [False, True, False]]
 
 
 def test_without_vanilla_there_is_no_plot_but_a_page(untouched):
