@@ -24,7 +24,8 @@ sys.path.insert(0, str(ROOT))
 
 from nano import stand_ins
 from nano.make_tiny_model import read_texts
-from utils import cli, models
+from utils import cli, models, reference
+from utils.losses import label_logits, sequence_log_prob
 from utils.mllmu import MLLMUBench
 
 
@@ -63,13 +64,9 @@ class Resident:
         self.model = models.load_model(name).eval().requires_grad_(False)
 
     def log_probs(self, batch):
-        from utils.losses import label_logits
-
         return label_logits(self.model, batch)[0].log_softmax(-1)
 
     def of(self, batch):
-        from utils.losses import sequence_log_prob
-
         return sequence_log_prob(self.model, batch)
 
 
@@ -79,7 +76,6 @@ def measure(args) -> None:
 
     import torch
 
-    from utils import reference
     from utils.collate import Collator
 
     method, way = args.one.split(":")
