@@ -19,6 +19,7 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -108,9 +109,9 @@ def check_judge(args: argparse.Namespace) -> None:
         args.problems.add("--judge_price_in and --judge_price_out: give both or neither")
 
 
-def read_files(result: Result) -> dict[Path, list[Prediction]]:
-    """The result's predictions by file. Raises ValueError, naming the file, where one is broken or lost."""
-    paths = [result.folder / f"predictions_{split}.jsonl" for split in result.splits]
+def read_files(folder: Path, splits: Iterable[str]) -> dict[Path, list[Prediction]]:
+    """A result's predictions by file. Raises ValueError, naming the file, where one is broken or missing."""
+    paths = [folder / f"predictions_{split}.jsonl" for split in splits]
     if missing := [str(path) for path in paths if not path.is_file()]:
         raise ValueError(f"{', '.join(missing)}: no such file")
     return {path: list(read_predictions(path)) for path in paths}
@@ -151,9 +152,11 @@ def write(result: Result, cache: Cache, judge: Judge, unscored: dict[str, str]) 
     """Write the result's files anew, each of them whole or not at all, results.json last; how many
     predictions have no score. One that has none now loses the score that another judge gave it.
 
-    The predictions are read again: what an evaluation has written meanwhile is not replaced by older lines.
+    The files are read again: what an evaluation has written meanwhile is not replaced by older lines.
     """
-    files = read_files(result)
+    file = result.folder / "results.json"
+    results = checkpoint.read_json(file)
+    files = read_files(result.folder, results["splits"])
     asked, served = generated(files), set()
     for p in asked:
         p.scores.pop(FACTUALITY, None)
@@ -163,8 +166,6 @@ def write(result: Result, cache: Cache, judge: Judge, unscored: dict[str, str]) 
     for path, found in files.items():
         checkpoint.write_whole(path, "".join(p.line() for p in found).encode())
     missing = [p for p in asked if FACTUALITY not in p.scores]
-    file = result.folder / "results.json"
-    results = checkpoint.read_json(file)
     results["splits"] = summarise(p for found in files.values() for p in found)
     results["judge"] = {
         "model": judge.model,
@@ -193,7 +194,7 @@ def main(args: argparse.Namespace) -> None:
     asked = []
     for result in results:
         try:
-            asked += generated(read_files(result))
+            asked += generated(read_files(result.folder, result.splits))
         except ValueError as error:
             args.problems.add(f"results: {error}; run that evaluation again")
     if not asked:
