@@ -67,7 +67,7 @@ def read_questions(args) -> list:
 def make_model(args, folder: Path) -> None:
     """A LLaVA with 168 x 168 pixels in patches of 14: 144 image tokens."""
     from nano import stand_ins
-    from nano.make_tiny_model import read_texts
+    from nano.tables import read_texts
 
     tokenizer = stand_ins.train_tokenizer(read_texts([Path(args.data_split_dir)]), "llava", vocab_size=4096)
     size = stand_ins.Size(

@@ -52,7 +52,7 @@ def samples_of(args) -> list:
 def make_model(args, folder: str) -> int:
     """Write the model; returns its number of weights."""
     from nano import stand_ins
-    from nano.make_tiny_model import read_texts
+    from nano.tables import read_texts
 
     tokenizer = stand_ins.train_tokenizer(read_texts([Path(args.data_split_dir)]), "llava", vocab_size=2048)
     size = stand_ins.Size(
