@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_process.download import add_table_args, check_table_args
 from data_process.hub import relations
 from data_process.hub.on_disk import AGAIN, Found, inspect
-from data_process.hub.tables import BENCHMARKS, chosen, names
+from data_process.hub.tables import BENCHMARKS, add_table_args, check_table_args, chosen, names
 from utils import cli
 from utils.benchmark import NANO
 from utils.clear import CLEARBench

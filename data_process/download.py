@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_process.hub.tables import BENCHMARKS, MLLMU_TRAINING, Repository, Table, chosen, names
+from data_process.hub.tables import (
+    BENCHMARKS,
+    MLLMU_TRAINING,
+    Repository,
+    Table,
+    add_table_args,
+    check_table_args,
+    chosen,
+)
 from utils import cli
 from utils.data import parquet_files
 from utils.models import first_line
@@ -50,37 +58,6 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         args.problems.add(f"--save_dir: {args.save_dir} is a file; give a folder")
     args.problems.stop()
     return args
-
-
-def add_table_args(p) -> None:
-    """--tables and --forget_ratio: the same for downloading and for checking."""
-    p.add_argument(
-        "--tables",
-        type=cli.choices(*names(list(BENCHMARKS))),
-        help="only these tables, e.g. forget_5,retain_95; default: those that the suite reads",
-    )
-    p.add_argument(
-        "--forget_ratio",
-        "--forget_split_ratio",
-        type=cli.ratio,
-        help="only the tables that this percentage needs; default: all percentages",
-    )
-
-
-def check_table_args(args: Namespace) -> None:
-    """Add a problem for each table or ratio that none of args.benchmarks has."""
-    there = names(args.benchmarks)
-    for name in args.tables or []:
-        if name not in there:
-            args.problems.add(
-                f"--tables: {'/'.join(args.benchmarks)} has no table {name}; it has {', '.join(there)}"
-            )
-    ratios = {t.ratio for b in args.benchmarks for r in BENCHMARKS[b] for t in r.tables} - {None}
-    if args.forget_ratio is not None and args.forget_ratio not in ratios:
-        known = ", ".join(map(str, sorted(ratios)))
-        args.problems.add(
-            f"--forget_ratio: {args.forget_ratio} is none of {known} ({'/'.join(args.benchmarks)})"
-        )
 
 
 # ---------------------------------------------------------------- tables and sizes

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from eval.answering.plan import Request
 from eval.metrics import cloze_hit, generation_scores, letter_choice, probability, truth_scores
 from eval.prompts import solved_answer
 from utils.benchmark import Split
@@ -18,7 +19,6 @@ from utils.data import Question
 from utils.mllmu import MLLMUBench
 
 if TYPE_CHECKING:
-    from eval.answering.generate import Request
     from utils.collate import Chat
 
 BENCHMARKS = (MLLMUBench, CLEARBench)
@@ -113,8 +113,6 @@ def request(
     mcq: letter | likelihood. prompt: (question, mcq) -> the user's turn, of eval/prompts.py. shots: the
     questions that are shown solved before those of a (task, modality).
     """
-    from eval.answering.generate import Request  # which imports torch
-
     solved = (shots or {}).get((question.task, question.modality), [])
     turns = [(prompt(s, mcq), int(s.picture is not None), solved_answer(s, mcq)) for s in solved]
     pictures = [q.picture for q in [*solved, question] if q.picture is not None]

@@ -250,7 +250,7 @@ def with_text(people: list[Person], views: dict[str, list[dict[str, Any]]]) -> l
 def write_model(args: Namespace, folder: Path) -> None:
     """A tiny LLaVA with random weights in fp32; its tokenizer has learnt the text of all tables."""
     from nano import stand_ins
-    from nano.make_tiny_model import read_texts
+    from nano.tables import read_texts
 
     size = stand_ins.Size(
         image_size=args.image_size, patch_size=16, layers=3, key_value_heads=4, head_dim=32, vision_layers=4,

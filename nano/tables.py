@@ -1,8 +1,9 @@
-"""Parquet tables as the hub serves them, for the nano benchmarks."""
+"""Tables: written as the hub serves them, and read for the text in them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,3 +42,70 @@ def write(folder: Path, rows: list[dict[str, Any]], schema: pa.Schema, shards: i
         part = rows[k * len(rows) // shards : (k + 1) * len(rows) // shards]
         columns = [pa.array([row[field.name] for row in part], type=field.type) for field in schema]
         pq.write_table(pa.table(columns, schema=schema), folder / f"train-{k:05d}-of-{shards:05d}.parquet")
+
+
+# ---------------------------------------------------------------- their text
+def tables(paths: Iterable[Path]) -> list[Path]:
+    """The .parquet and .arrow files named by or in `paths`, sorted. FileNotFoundError if a path has none."""
+    files: list[Path] = []
+    for path in paths:
+        found = (
+            [path]
+            if path.is_file()
+            else sorted(f for f in path.rglob("*") if f.suffix in (".parquet", ".arrow"))
+        )
+        if not found:
+            raise FileNotFoundError(
+                f"--text {path}: no such table, or a folder without .parquet or .arrow files"
+            )
+        files += found
+    return files
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every piece of text in a table cell, also in lists, structs and JSON strings. Bytes are skipped."""
+    if isinstance(value, str):
+        if value[:1] in ("{", "["):
+            try:
+                yield from strings(json.loads(value))
+                return
+            except json.JSONDecodeError:  # text that merely starts with a bracket
+                pass
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield str(key)
+            yield from strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings(item)
+
+
+def read_texts(paths: Iterable[Path]) -> list[str]:
+    """All text of the given tables. Only text columns are read, so gigabytes of pictures cost nothing."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found: list[str] = []
+    for path in tables(paths):
+        if path.suffix == ".arrow":
+            table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+            table = table.select(
+                [
+                    f.name
+                    for f in table.schema
+                    if not pa.types.is_struct(f.type) or f.type.get_field_index("bytes") < 0
+                ]
+            )
+        else:
+            file = pq.ParquetFile(path)
+            leaves = [file.schema.column(k) for k in range(len(file.schema))]
+            # "image.path" and "images.list.element.path" are file names, not text
+            text = [
+                c.path for c in leaves if c.logical_type.type == "STRING" and not c.path.endswith(".path")
+            ]
+            table = file.read(columns=text)
+        for column in table.columns:
+            for cell in column.to_pylist():
+                found += strings(cell)
+    return found

@@ -29,7 +29,7 @@ from eval.answering.plan import plan_batches
 from eval.answering.workers import Setup, answer_in_processes, keep_memory
 from eval.prompts import mllmu_prompt
 from nano import stand_ins
-from nano.make_tiny_model import read_texts
+from nano.tables import read_texts
 from utils import cli, models
 from utils.mllmu import MLLMUBench
 

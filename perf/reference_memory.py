@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from nano import stand_ins
-from nano.make_tiny_model import read_texts
+from nano.tables import read_texts
 from utils import cli, models, reference
 from utils.losses import label_logits, sequence_log_prob
 from utils.mllmu import MLLMUBench

@@ -26,6 +26,22 @@ PICTURE_TOKENS = {
 RATIO = 15  # of ten people, two are to be forgotten
 
 
+# What to run after every change: units, twins, the tree, and the way from training to results on one family.
+QUICK = (
+    "test_architecture", "test_twins", "test_losses", "test_masks", "test_collate", "test_metrics",
+    "test_intervals", "test_golden", "test_scripts.py::test_a_whole_run[llava]",
+    "test_scripts.py::test_a_forget_step_stays_inside_the_mask[llava-language]",
+    "test_eval.py::test_batches_change_nothing[llava-letter-zero_shot]",
+    "test_stand_ins.py::test_replies_are_those_of_the_bare_way[mllama]",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.nodeid.removeprefix("tests/").startswith(QUICK):
+            item.add_marker(pytest.mark.quick)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def elsewhere(tmp_path_factory):
     """Tests run in an empty folder: what lies in the project's, as runs/, must not matter."""

@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-pytestmark = pytest.mark.quick
-
 # A room imports from itself and from rooms of lower floors. Scripts at the top of the tree are the methods.
 FLOOR = {"utils": 0, "data_process": 1, "scripts": 2, "eval": 2, "nano": 3, "perf": 4}
 

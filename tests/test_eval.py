@@ -367,12 +367,11 @@ def test_differences_to_vanilla(evaluate, tiny, tmp_path):
 
 
 # ---------------------------------------------------------------- workers and stops
-@pytest.mark.parametrize("kind", FAMILIES)
-def test_two_workers_are_one(evaluate, tiny, kind, capfd, monkeypatch):
+@pytest.mark.parametrize(("kind", "mcq"), [("llava", "letter"), ("mllama", "likelihood")])
+def test_two_workers_are_one(evaluate, tiny, kind, mcq, capfd, monkeypatch):
     """The same batches, whoever answers them: files equal byte by byte."""
     from eval.answering import workers
 
-    mcq = "likelihood" if kind == "mllama" else "letter"
     one, _ = evaluate("one", evaluated_model=tiny[kind], mcq=mcq, batch_size=8)
     # in turn: alone, a worker may answer everything before the other has loaded
     wait = workers.wait

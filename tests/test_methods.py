@@ -1,7 +1,6 @@
 """Each method's objective: against values by hand, independent formulas, and the limits it must have."""
 
 import math
-import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -237,33 +236,3 @@ def test_every_script_of_every_family_runs_to_a_checkpoint(
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     models.load_processor(str(save_dir))
-
-
-# ---------------------------------------------------------------- docs/extending.md
-def blocks(language: str) -> list[str]:
-    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
-
-
-def test_the_worked_example_is_the_script():
-    script = (ROOT / "MLLMU_SimNPO.py").read_text(encoding="utf-8")
-    assert all(block in script for block in blocks("python")) and len(blocks("python")) >= 3
-
-
-def test_npo_with_a_mask_as_the_document_combines_them(train_args, masks, tiny, tmp_path):
-    """The document's own diff makes the copy; NPO takes forget steps only, so all that moved lies inside."""
-    source = (ROOT / "MLLMU_NPO.py").read_text(encoding="utf-8")
-    (diff,) = blocks("diff")
-    for old, new in re.findall(r"^-(.*\n)((?:\+.*\n)+)", diff, re.MULTILINE):
-        assert source.count(old) == 1
-        source = source.replace(old, re.sub(r"^\+", "", new, flags=re.MULTILINE))
-    (tmp_path / "MLLMU_NPO_masked.py").write_text(source, encoding="utf-8")
-    path = masks("llava") / "mllmu_language_mask.pt"
-    run_script(tmp_path / "MLLMU_NPO_masked.py", *train_args(grad_mask_path=path, weight_decay=0.1))
-    mask, before, after = Mask.load(str(path), "llava"), weights(tiny["llava"]), weights(tmp_path / "run")
-    moved = 0
-    for name in before:
-        inside = mask.of(name) if name in mask.bits else torch.zeros(before[name].shape, dtype=torch.bool)
-        assert torch.equal(before[name][~inside], after[name][~inside]), name
-        moved += int((before[name] != after[name]).sum())
-    assert moved > 0.3 * mask.count()[0]

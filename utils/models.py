@@ -49,6 +49,10 @@ class Family:
     cross_attention: bool = False
 
 
+QWEN_OLD_NAMES = (
+    (r"^visual\.", "model.visual."),
+    (r"^model\.(?!visual\.|language_model\.)", "model.language_model."),
+)
 FAMILIES = {
     "llava": Family(
         title="LLaVA-1.5",
@@ -68,10 +72,7 @@ FAMILIES = {
         made_of=("qwen2_vl_text",),
         vision=("model.visual",),
         language=("model.language_model", "lm_head"),
-        old_names=(
-            (r"^visual\.", "model.visual."),
-            (r"^model\.(?!visual\.|language_model\.)", "model.language_model."),
-        ),
+        old_names=QWEN_OLD_NAMES,
         prefix_generation=True,
         mrope=True,
     ),
@@ -80,10 +81,7 @@ FAMILIES = {
         made_of=("qwen2_5_vl_text",),
         vision=("model.visual",),
         language=("model.language_model", "lm_head"),
-        old_names=(
-            (r"^visual\.", "model.visual."),
-            (r"^model\.(?!visual\.|language_model\.)", "model.language_model."),
-        ),
+        old_names=QWEN_OLD_NAMES,
         prefix_generation=True,
         mrope=True,
     ),

@@ -10,7 +10,11 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from utils import cli
+
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     import pyarrow as pa
 
 TEXT, TEXTS = "string", "list<string>"
@@ -161,3 +165,35 @@ def chosen(repository: Repository, tables: list[str] | None, ratio: int | None) 
         for t in repository.tables
         if (t.name in tables if tables else t.used) and (ratio is None or t.ratio in (None, ratio))
     ]
+
+
+# ---------------------------------------------------------------- flags
+def add_table_args(p) -> None:
+    """--tables and --forget_ratio: the same for downloading and for checking."""
+    p.add_argument(
+        "--tables",
+        type=cli.choices(*names(list(BENCHMARKS))),
+        help="only these tables, e.g. forget_5,retain_95; default: those that the suite reads",
+    )
+    p.add_argument(
+        "--forget_ratio",
+        "--forget_split_ratio",
+        type=cli.ratio,
+        help="only the tables that this percentage needs; default: all percentages",
+    )
+
+
+def check_table_args(args: Namespace) -> None:
+    """Add a problem for each table or ratio that none of args.benchmarks has."""
+    there = names(args.benchmarks)
+    for name in args.tables or []:
+        if name not in there:
+            args.problems.add(
+                f"--tables: {'/'.join(args.benchmarks)} has no table {name}; it has {', '.join(there)}"
+            )
+    ratios = {t.ratio for b in args.benchmarks for r in BENCHMARKS[b] for t in r.tables} - {None}
+    if args.forget_ratio is not None and args.forget_ratio not in ratios:
+        known = ", ".join(map(str, sorted(ratios)))
+        args.problems.add(
+            f"--forget_ratio: {args.forget_ratio} is none of {known} ({'/'.join(args.benchmarks)})"
+        )
