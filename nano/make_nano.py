@@ -79,9 +79,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         default=64,
         help="side of the model's input and of Test_Set pictures, pixels; others: twice that; default 64",
     )
-    p.add_argument(
-        "--seed", type=cli.number(int, 0), default=0, help="seed of people, splits and weights; default 0"
-    )
+    cli.add_seed(p, "seed of people, splits and weights", default=0)
     args = cli.parse(p, argv)
     checkpoint.check_save_dir(args.save_dir, args.problems, {})
     if args.image_size % 16:

@@ -78,7 +78,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         default="published",
         help="of the weights in the file; default: as published",
     )
-    p.add_argument("--seed", type=cli.number(int, 0), default=0, help="seed of the random weights; default 0")
+    cli.add_seed(p, "seed of the random weights", default=0)
     args = cli.parse(p, argv)
     sizes = [field.name for field in fields(Size) if field.name in args]
     args.size = Size(**{name: getattr(args, name) for name in sizes})

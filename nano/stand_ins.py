@@ -113,20 +113,15 @@ class Files:
         """Along a side."""
         return self.side // self.patch
 
-    @property
-    def max_length(self) -> int:
-        return self.whole.get_text_config().max_position_embeddings
-
     def mistakes(self) -> list[str]:
         """What does not fit together, as messages that name the flag; empty when all is well."""
         found, text = [], self.whole.get_text_config()
         unit = (self.family.side or 2) * self.patch
         if self.size.image_size and self.size.image_size % unit:
             found.append(f"--image_size: {self.size.image_size} is not a multiple of {unit} pixels")
-        if self.pick("layers") < self.family.layers:
-            found.append(f"--layers: {self.name} needs at least {self.family.layers}")
-        if self.pick("vision_layers") < self.family.vision_layers:
-            found.append(f"--vision_layers: {self.name} needs at least {self.family.vision_layers}")
+        for name in ("layers", "vision_layers"):
+            if self.pick(name) < (least := getattr(self.family, name)):
+                found.append(f"--{name}: {self.name} needs at least {least}")
         sections = text.rope_parameters.get("mrope_section", [])
         unit = max([8, *(2 * (Fraction(n, sum(sections))).denominator for n in sections)])
         if self.pick("head_dim") % unit:
@@ -383,7 +378,8 @@ def train_tokenizer(texts: Iterable[str], name: str, vocab_size: int) -> PreTrai
     """A tokenizer of the family's kind with the published special tokens, trained on `texts`."""
     files = Files(name, Size())
     special = [files.special[i] for i in sorted(files.special)]
-    return tokenizers.train(texts, files.family.tokenizer, special, vocab_size, files.max_length)
+    longest = files.whole.get_text_config().max_position_embeddings
+    return tokenizers.train(texts, files.family.tokenizer, special, vocab_size, longest)
 
 
 def write(
@@ -407,7 +403,8 @@ def write(
             place = place[part]
         place[last] = value
     if dtype:
-        _set_dtype(files.config, dtype)
+        for part in (files.config, files.text, files.vision):
+            part |= {name: dtype for name in ("torch_dtype", "dtype") if name in part}
     config = resolve(files.config)
     stored = config.dtype or config.get_text_config().dtype or torch.float32
     torch.manual_seed(seed)
@@ -417,24 +414,15 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     model.to(stored).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    files_written = {
-        "config.json": files.config,
-        "generation_config.json": files.generation,
-        "preprocessor_config.json": files.preprocessor,
-        "processor_config.json": files.processor,
-    }
-    for file, content in files_written.items():
+    for file, content in (
+        ("config", files.config), ("generation_config", files.generation),
+        ("preprocessor_config", files.preprocessor), ("processor_config", files.processor),
+    ):  # fmt: skip
         if content:
-            (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            text = json.dumps(content, indent=2) + "\n"
+            (folder / f"{file}.json").write_text(text, encoding="utf-8")
     (folder / "chat_template.jinja").write_text(files.family.template, encoding="utf-8")
     return model
-
-
-def _set_dtype(config: dict[str, Any], dtype: str) -> None:
-    for fields in (config, config.get("text_config", {}), config["vision_config"]):
-        for name in ("torch_dtype", "dtype"):
-            if name in fields:
-                fields[name] = dtype
 
 
 def open_up(model: PreTrainedModel) -> None:
@@ -442,11 +430,8 @@ def open_up(model: PreTrainedModel) -> None:
     gates of cross-attention, Gemma's projection. At 0 they would hide pictures, and mistakes."""
     import torch
 
-    for _, parameter in sorted(model.named_parameters()):
-        if not parameter.any():
-            if parameter.numel() == 1:
-                torch.nn.init.constant_(parameter, 1.0)
-            else:
-                torch.nn.init.normal_(
-                    parameter, std=0.02 if parameter.dim() == 1 else parameter.shape[0] ** -0.5
-                )
+    for _, p in sorted(model.named_parameters()):
+        if not p.any() and p.numel() == 1:
+            torch.nn.init.constant_(p, 1.0)
+        elif not p.any():
+            torch.nn.init.normal_(p, std=0.02 if p.dim() == 1 else p.shape[0] ** -0.5)

@@ -24,8 +24,8 @@ THREE_DIGITS = _WORDS.replace(r"\p{N}| ?", r"\p{N}{1,3}| ?")
 
 @dataclass(frozen=True)
 class Kind:
-    """What differs between tokenizers: bos, eos, pad, unk are special tokens or None; adds_bos: in front of
-    every text; split: the regular expression of a byte-level one's words, None for "sentencepiece"; qwen: of
+    """What differs between tokenizers: bos (in front of every text), eos, pad, unk are special tokens or
+    None; split: the regular expression of a byte-level one's words, None for "sentencepiece"; qwen: of
     transformers' own class for Qwen; named: special tokens that processors know by a name."""
 
     bos: str | None
@@ -35,10 +35,6 @@ class Kind:
     split: str | None = None
     qwen: bool = False
     named: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def adds_bos(self) -> bool:
-        return self.bos is not None
 
 
 LLAMA = Kind("<s>", "</s>", "<pad>", "<unk>")
@@ -85,7 +81,7 @@ def train(
         if kind.split is None
         else _bytes(texts, kind, special, vocab_size)
     )
-    if kind.adds_bos:
+    if kind.bos:
         core.post_processor = processors.TemplateProcessing(
             single=f"{kind.bos} $A",
             pair=f"{kind.bos} $A {kind.bos}:1 $B:1",
@@ -150,11 +146,10 @@ def _sentencepiece(texts: Iterable[str], special: Sequence[str], vocab_size: int
 
 
 def _bytes(texts: Iterable[str], kind: Kind, special: Sequence[str], vocab_size: int) -> Any:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models
 
     vocab, merges = _byte_level(texts, kind, vocab_size - len(special))
     core = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
-    core.normalizer = normalizers.Sequence([])
     core.pre_tokenizer, core.decoder = _split(kind), decoders.ByteLevel()
     core.add_special_tokens([AddedToken(token, special=True) for token in special])
     return core
@@ -178,67 +173,35 @@ def _split(kind: Kind) -> Any:
 
 
 # ---------------------------------------------------------------- prompt forms
-# `{% generation %}` marks the tokens of return_assistant_tokens_mask and renders to nothing.
 LLAVA_TEMPLATE = """\
-{%- macro parts(content) -%}
-{%- if content is string -%}{{ content }}{%- else -%}
-{%- for part in content if part['type'] == 'image' %}{{ '<image>\\n' }}{% endfor -%}
-{%- for part in content if part['type'] == 'text' %}{{ part['text'] }}{% endfor -%}
-{%- endif -%}
-{%- endmacro -%}
 {%- for message in messages -%}
-{%- if message['role'] == 'system' -%}
-{{ parts(message['content']) + ' ' }}
-{%- elif message['role'] == 'assistant' -%}
-{{ 'ASSISTANT: ' }}{% generation %}{{ parts(message['content']) + ' ' }}{% endgeneration %}
-{%- else -%}
-{{ 'USER: ' + parts(message['content']) + ' ' }}
-{%- endif -%}
+{{ 'ASSISTANT: ' if message['role'] == 'assistant' else 'USER: ' }}
+{%- for part in message['content'] if part['type'] == 'image' %}{{ '<image>\\n' }}{% endfor -%}
+{%- for part in message['content'] if part['type'] == 'text' %}{{ part['text'] + ' ' }}{% endfor -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
 """
 
 QWEN2_VL_TEMPLATE = """\
-{%- macro parts(content) -%}
-{%- if content is string -%}{{ content }}{%- else -%}
-{%- for part in content -%}
-{%- if part['type'] == 'image' -%}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}
-{%- elif part['type'] == 'video' -%}{{ '<|vision_start|><|video_pad|><|vision_end|>' }}
-{%- else -%}{{ part['text'] }}{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-{%- endmacro -%}
-{%- if messages[0]['role'] != 'system' -%}
-{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
-{%- endif -%}
+{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
 {%- for message in messages -%}
 {{ '<|im_start|>' + message['role'] + '\\n' }}
-{%- if message['role'] == 'assistant' -%}
-{% generation %}{{ parts(message['content']) + '<|im_end|>' }}{% endgeneration %}
-{%- else -%}
-{{ parts(message['content']) + '<|im_end|>' }}
-{%- endif -%}
-{{ '\\n' }}
+{%- for part in message['content'] -%}
+{{ '<|vision_start|><|image_pad|><|vision_end|>' if part['type'] == 'image' else part['text'] }}
+{%- endfor -%}
+{{ '<|im_end|>\\n' }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
 """
 
 MLLAMA_TEMPLATE = """\
-{%- macro parts(content) -%}
-{%- if content is string -%}{{ content | trim }}{%- else -%}
-{%- for part in content -%}
-{%- if part['type'] == 'image' -%}{{ '<|image|>' }}{%- else -%}{{ part['text'] | trim }}{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-{%- endmacro -%}
 {{- bos_token -}}
 {%- for message in messages -%}
 {{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
-{%- if message['role'] == 'assistant' -%}
-{% generation %}{{ parts(message['content']) + '<|eot_id|>' }}{% endgeneration %}
-{%- else -%}
-{{ parts(message['content']) + '<|eot_id|>' }}
-{%- endif -%}
+{%- for part in message['content'] -%}
+{{ '<|image|>' if part['type'] == 'image' else part['text'] | trim }}
+{%- endfor -%}
+{{ '<|eot_id|>' }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif -%}
 """

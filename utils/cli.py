@@ -207,13 +207,7 @@ def add_data_args(p: argparse.ArgumentParser, folder: str) -> None:
         default=folder,
         help=f"benchmark folder; default {folder}; its neighbours are found by themselves",
     )
-    g.add_argument(
-        "--forget_ratio",
-        "--forget_split_ratio",
-        type=ratio,
-        default=5,
-        help="percentage of people to forget; default 5 (05 is the same)",
-    )
+    add_ratio(g, "percentage of people to forget; default 5 (05 is the same)", default=5)
     flag(
         g,
         "--skip_bad_rows",
@@ -264,6 +258,19 @@ def add_train_args(p: argparse.ArgumentParser) -> None:
         default=1.0,
         help="clip the gradient norm to this; default 1; 0: never",
     )
+    _add_loss_args(g)
+    add_seed(g, "fixes data order and dropout")
+    g.add_argument(
+        "--save_steps",
+        type=number(int, 0),
+        default=0,
+        help="keep the whole training state every so many optimizer steps; default 0: never",
+    )
+    flag(g, "--resume", default=False, help="go on from the state that --save_steps kept; default False")
+
+
+def _add_loss_args(g) -> None:
+    """What a forward and backward over a batch is, in training and in saliency."""
     flag(
         g,
         "--ans_only",
@@ -276,14 +283,15 @@ def add_train_args(p: argparse.ArgumentParser) -> None:
         default=False,
         help="less memory, about a third more time; default False",
     )
-    g.add_argument("--seed", type=number(int, 0), default=42, help="fixes data order and dropout; default 42")
-    g.add_argument(
-        "--save_steps",
-        type=number(int, 0),
-        default=0,
-        help="keep the whole training state every so many optimizer steps; default 0: never",
-    )
-    flag(g, "--resume", default=False, help="go on from the state that --save_steps kept; default False")
+
+
+def add_seed(p, does: str, default: int = 42) -> None:
+    p.add_argument("--seed", type=number(int, 0), default=default, help=f"{does}; default {default}")
+
+
+def add_ratio(p, help: str, default: int | None = None) -> None:
+    """--forget_ratio, and the name that the paper's commands have for it."""
+    p.add_argument("--forget_ratio", "--forget_split_ratio", type=ratio, default=default, help=help)
 
 
 def add_forget_args(p: argparse.ArgumentParser, alpha: float = 1.0) -> None:
@@ -376,19 +384,8 @@ def add_mask_args(p: argparse.ArgumentParser) -> None:
         default="model",
         help="where the sums lie (8 bytes per weight); default model: beside it; cpu: slower, for small GPUs",
     )
-    flag(
-        g,
-        "--ans_only",
-        default=True,
-        help="loss on the answer only; default True; False: on every text token",
-    )
-    flag(
-        g,
-        "--gradient_checkpointing",
-        default=False,
-        help="less memory, about a third more time; default False",
-    )
-    g.add_argument("--seed", type=number(int, 0), default=42, help="recorded with the mask; default 42")
+    _add_loss_args(g)
+    add_seed(g, "recorded with the mask")
 
 
 def add_filter_args(p: argparse.ArgumentParser, shot: bool = True) -> None:
@@ -399,12 +396,7 @@ def add_filter_args(p: argparse.ArgumentParser, shot: bool = True) -> None:
             type=choice("zero_shot", "few_shot"),
             help="take only these evaluations of a model folder; default: all",
         )
-    p.add_argument(
-        "--forget_ratio",
-        "--forget_split_ratio",
-        type=ratio,
-        help="take only evaluations of this percentage; default: all (05 and 5 are the same)",
-    )
+    add_ratio(p, "take only evaluations of this percentage; default: all (05 and 5 are the same)")
 
 
 def add_eval_args(p: argparse.ArgumentParser, splits: tuple[str, ...]) -> None:
@@ -454,9 +446,4 @@ def add_eval_args(p: argparse.ArgumentParser, splits: tuple[str, ...]) -> None:
         "--max_new_tokens", type=number(int, 1), default=50, help="longest reply in tokens; default 50"
     )
     add_compute_args(g)
-    g.add_argument(
-        "--seed",
-        type=number(int, 0),
-        default=42,
-        help="fixes test pictures and few-shot examples; default 42",
-    )
+    add_seed(g, "fixes test pictures and few-shot examples")

@@ -175,12 +175,7 @@ def add_table_args(p) -> None:
         type=cli.choices(*names(list(BENCHMARKS))),
         help="only these tables, e.g. forget_5,retain_95; default: those that the suite reads",
     )
-    p.add_argument(
-        "--forget_ratio",
-        "--forget_split_ratio",
-        type=cli.ratio,
-        help="only the tables that this percentage needs; default: all percentages",
-    )
+    cli.add_ratio(p, "only the tables that this percentage needs; default: all percentages")
 
 
 def check_table_args(args: Namespace) -> None:
