@@ -40,10 +40,14 @@ def pack(mask: torch.Tensor) -> torch.Tensor:
 
 
 def unpack(bits: torch.Tensor, shape: torch.Size | list[int]) -> torch.Tensor:
-    """Inverse of `pack`, on the device of `bits`."""
-    places = torch.arange(7, -1, -1, device=bits.device, dtype=torch.uint8)
-    flat = ((bits[:, None] >> places) & 1).flatten()
-    return flat[: int(np.prod(shape))].view(tuple(shape)).bool()
+    """Inverse of `pack`: a bool tensor, on the device of `bits`."""
+    size = int(np.prod(shape))
+    if bits.device.type == "cpu":
+        flat = torch.from_numpy(np.unpackbits(bits.numpy(), count=size)).view(torch.bool)
+    else:
+        places = torch.arange(7, -1, -1, device=bits.device, dtype=torch.uint8)
+        flat = ((bits[:, None] >> places) & 1).flatten()[:size].bool()
+    return flat.view(tuple(shape))
 
 
 # ---------------------------------------------------------------- the mask in memory

@@ -1,0 +1,148 @@
+"""AdamW with masks and compensation, against torch's own."""
+
+import pytest
+import torch
+
+from utils import optimizer
+from utils.masks import pack
+from utils.optimizer import AdamW
+
+SETTINGS = {"lr": 1e-3, "weight_decay": 0.1, "eps": 1e-8}
+SHAPES = [(64, 48), (1000,), (7, 3, 5), (1,)]
+
+
+def parameters(dtype=torch.float32, seed=0, shapes=SHAPES):
+    torch.manual_seed(seed)
+    return [torch.nn.Parameter((0.02 * torch.randn(shape)).to(dtype)) for shape in shapes]
+
+
+def give_gradients(ps, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for p in ps:
+        p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    monkeypatch.setitem(optimizer.PIECE, "cpu", 256)
+
+
+def state_of(opt, p) -> dict:
+    return {name: value.clone() for name, value in opt.state[p].items()}
+
+
+def test_without_mask_in_fp32_it_is_torchs():
+    ours, theirs = parameters(), parameters()
+    a, b = AdamW(ours, **SETTINGS), torch.optim.AdamW(theirs, fused=True, **SETTINGS)
+    for step in range(4):
+        give_gradients(ours, step)
+        give_gradients(theirs, step)
+        a.step()
+        b.step()
+    assert all(torch.equal(p, q) for p, q in zip(ours, theirs))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_masked_step_is_the_plain_one_inside_and_none_outside(dtype, first):
+    """Weights, moments and compensation; on a fresh optimizer and on one with momentum."""
+    ours, plain = parameters(dtype), parameters(dtype)
+    a, b = AdamW(ours, **SETTINGS), AdamW(plain, **SETTINGS)
+    if not first:
+        for step in range(3):
+            give_gradients(ours, step)
+            give_gradients(plain, step)
+            a.step()
+            b.step()
+    masks = [torch.rand(p.shape) < 0.4 for p in ours]
+    before = [p.detach().clone() for p in ours]
+    states = [state_of(a, p) for p in ours]
+    give_gradients(ours, 9)
+    give_gradients(plain, 9)
+    a.step({p: pack(m) for p, m in zip(ours, masks)})
+    b.step()
+    for p, q, m, old, state in zip(ours, plain, masks, before, states):
+        assert torch.equal(p[m], q[m]) and torch.equal(p[~m], old[~m])
+        for name in set(a.state[p]) - {"step"}:
+            new = a.state[p][name]
+            assert torch.equal(new[m], b.state[q][name][m]), name
+            kept = state[name] if state else torch.zeros_like(new)
+            assert torch.equal(new[~m], kept[~m]), name
+        assert a.state[p]["step"] == b.state[q]["step"]
+
+
+def test_a_parameter_without_a_mask_takes_the_whole_step_and_one_without_a_gradient_none():
+    ours, plain = parameters(), parameters()
+    a, b = AdamW(ours, **SETTINGS), AdamW(plain, **SETTINGS)
+    give_gradients(ours, 0)
+    give_gradients(plain, 0)
+    ours[2].grad = plain[2].grad = None
+    a.step({ours[0]: pack(torch.zeros(ours[0].shape).bool())})
+    b.step()
+    assert torch.equal(ours[0], parameters()[0]) and torch.equal(ours[1], plain[1])
+    assert torch.equal(ours[2], parameters()[2]) and ours[2] not in a.state
+
+
+def test_weights_in_another_order_than_their_shape():
+    """A transposed parameter is masked by its shape, not by its memory."""
+    weight = torch.nn.Parameter(torch.randn(40, 30).t())
+    before, mask = weight.detach().clone(), torch.rand(30, 40) < 0.5
+    weight.grad = torch.ones_like(weight)
+    AdamW([weight], **SETTINGS).step({weight: pack(mask)})
+    assert torch.equal(weight[~mask], before[~mask]) and (weight[mask] != before[mask]).all()
+
+
+def update(dtype, compensated=True, steps=100, lr=1e-5):
+    """What `steps` steps add to weights of standard deviation 0.02, compensation included, in fp32."""
+    (p,) = ps = parameters(dtype, shapes=[(200, 100)])
+    p.data = parameters(torch.bfloat16, shapes=[(200, 100)])[0].data.to(dtype)
+    start, signs = (
+        p.detach().float().clone(),
+        torch.randn(p.shape, generator=torch.Generator().manual_seed(1)),
+    )
+    opt = AdamW(ps, lr=lr, compensated=compensated)
+    for step in range(steps):
+        noise = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+        p.grad = (signs + 2 * noise).to(dtype)
+        opt.step()
+    return p.detach().float() - start
+
+
+def cosine(a, b) -> float:
+    return float((a * b).sum() / (a.norm() * b.norm()))
+
+
+def test_compensated_bf16_takes_the_steps_of_fp32_and_plain_bf16_does_not():
+    exact, ours, plain = (
+        update(torch.float32),
+        update(torch.bfloat16),
+        update(torch.bfloat16, compensated=False),
+    )
+    assert cosine(ours, exact) > 0.97 and float(ours.norm() / exact.norm()) == pytest.approx(1, abs=0.05)
+    assert cosine(plain, exact) < 0.9
+
+
+def test_the_second_moment_does_not_stall():
+    (p,) = ps = parameters(torch.bfloat16, shapes=[(10,)])
+    opt = AdamW(ps, lr=1e-6)
+    for _ in range(1500):
+        p.grad = torch.ones_like(p)
+        opt.step()
+    assert opt.state[p]["exp_avg_sq"].min() > 0.77  # 1 - 0.999 ** 1500
+
+
+def test_a_kept_state_goes_on_bit_for_bit(tmp_path):
+    whole, stopped = parameters(torch.bfloat16), parameters(torch.bfloat16)
+    a, b = AdamW(whole, **SETTINGS), AdamW(stopped, **SETTINGS)
+    for step in range(6):
+        for ps, opt in ((whole, a), (stopped, b)):
+            give_gradients(ps, step)
+            opt.step()
+        if step == 2:
+            torch.save(b.state_dict(), tmp_path / "state.pt")
+            b = AdamW(stopped, **SETTINGS)
+            b.load_state_dict(torch.load(tmp_path / "state.pt"))
+    for p, q in zip(whole, stopped):
+        assert torch.equal(p, q)
+        assert all(torch.equal(a.state[p][name], b.state[q][name]) for name in a.state[p])
+        assert a.state[p]["exp_avg"].dtype == torch.float32
