@@ -2,13 +2,15 @@
 
 The arithmetic is torch's. Two things are added, in pieces of a parameter that fit the cache:
 
-Weights in 16 bits. A step of 1e-5 on a weight of 0.02 is less than half the distance to the next bf16 number, so
-rounding would undo nearly every step. What rounding loses is kept beside the weight, in 16 bits as well, and added
-before the next step (compensated, or Kahan, summation): weight + compensation carry 16 bits of mantissa. Moments are
-in fp32 whatever the weights are in: a second moment in bf16 stalls, since 0.999 v + 0.001 g² rounds to v.
+Weights in 16 bits. A step of 1e-5 on a weight of 0.02 is less than half the distance to the next bf16
+number, so rounding would undo nearly every step. What rounding loses is kept beside the weight, in 16 bits
+as well, and added before the next step (compensated, or Kahan, summation): weight + compensation carry 16
+bits of mantissa. Moments are in fp32 whatever the weights are in: a second moment in bf16 stalls, since
+0.999 v + 0.001 g² rounds to v.
 
-A mask. A gradient of zero does not keep a weight: momentum and decay move it. The step is computed beside the old
-values and put in place where the mask is 1; outside, weight, compensation and moments keep every bit.
+A mask. A gradient of zero does not keep a weight: momentum and decay move it. The step is computed beside
+the old values and put in place where the mask is 1; outside, weight, compensation and moments keep every
+bit.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ PIECE = {"cpu": 1 << 18, "cuda": 1 << 26}  # weights at a time, a multiple of 64
 
 
 class AdamW(torch.optim.AdamW):
-    """torch.optim.AdamW, fused. compensated: keep what rounding loses of weights in 16 bits; else such weights
-    and their moments are torch's own, in 16 bits (as the released code has them)."""
+    """torch.optim.AdamW, fused. compensated: keep what rounding loses of weights in 16 bits; else such
+    weights and their moments are torch's own, in 16 bits (as the released code has them)."""
 
     def __init__(self, params, compensated: bool = True, **settings):
         super().__init__(params, fused=True, **settings)
