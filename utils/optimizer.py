@@ -1,12 +1,15 @@
 """AdamW whose every computed step is taken, and whose masked step leaves all else as it was, bit for bit.
 
-The arithmetic is torch's. Two things are added, in pieces of a parameter that fit the cache:
+The arithmetic is torch's, in fp32. What is added works in pieces of a parameter that fit the cache:
 
 Weights in 16 bits. A step of 1e-5 on a weight of 0.02 is less than half the distance to the next bf16
 number, so rounding would undo nearly every step. What rounding loses is kept beside the weight, in 16 bits
-as well, and added before the next step (compensated, or Kahan, summation): weight + compensation carry 16
-bits of mantissa. Moments are in fp32 whatever the weights are in: a second moment in bf16 stalls, since
-0.999 v + 0.001 g² rounds to v.
+as well, and added before the next step (compensated, or Kahan, summation): weight and compensation together
+carry 16 bits of mantissa.
+
+Moments in 16 bits. Rounded to the nearest, a second moment in bf16 stalls, since 0.999 v + 0.001 g² rounds to
+v. It is rounded up or down at random instead, in proportion to the distances (stochastic rounding), which is
+right on average.
 
 A mask. A gradient of zero does not keep a weight: momentum and decay move it. The step is computed beside
 the old values and put in place where the mask is 1; outside, weight, compensation and moments keep every
@@ -23,15 +26,21 @@ from torch.optim.adamw import adamw
 from utils.masks import unpack
 
 PIECE = {"cpu": 1 << 18, "cuda": 1 << 26}  # weights at a time, a multiple of 64
+MOMENTS = ("exp_avg", "exp_avg_sq")
+INTEGER = {4: torch.int32, 2: torch.int16}  # by bytes of a number
 
 
 class AdamW(torch.optim.AdamW):
-    """torch.optim.AdamW, fused. compensated: keep what rounding loses of weights in 16 bits; else such
-    weights and their moments are torch's own, in 16 bits (as the released code has them)."""
+    """torch.optim.AdamW, fused.
 
-    def __init__(self, params, compensated: bool = True, **settings):
+    moments: torch.float32, or torch.bfloat16 with stochastic rounding. compensated: keep what rounding loses
+    of weights in 16 bits. False is torch's own: weights in 16 bits, and their moments, rounded to the nearest
+    (as the released code has them).
+    """
+
+    def __init__(self, params, compensated: bool = True, moments=torch.float32, **settings):
         super().__init__(params, fused=True, **settings)
-        self.compensated = compensated
+        self.compensated, self.moments = compensated, moments
         self.memory: dict[tuple, torch.Tensor] = {}
 
     @torch.no_grad()
@@ -41,24 +50,26 @@ class AdamW(torch.optim.AdamW):
         masks: {parameter: its mask, packed as utils.masks packs it}; a parameter without one takes the whole
         step.
         """
-        whole = []
+        number = self.param_groups[0]["steps"] = self.param_groups[0].get("steps", 0) + 1
+        whole = set()
         for group in self.param_groups:
-            for p in group["params"]:
+            for place, p in enumerate(group["params"]):
                 if p.grad is None:
                     continue
                 mask = None if masks is None else masks.get(p)
-                if mask is None and not self._in_pieces(p):
-                    whole.append(p)
+                if mask is None and self._is_torchs(p):
+                    whole.add(id(p))
                 else:
-                    self._step_in_pieces(group, p, mask)
+                    # the same numbers are drawn after a stop, and whatever else draws some
+                    self._step_in_pieces(group, p, mask, seed=number * 1_000_003 + place)
         if whole:
-            self._step_whole({id(p) for p in whole})
+            self._step_whole(whole)
 
-    def _in_pieces(self, p: torch.Tensor) -> bool:
-        return self.compensated and p.dtype is not torch.float32
+    def _is_torchs(self, p: torch.Tensor) -> bool:
+        """Whether torch's own step is right for a parameter."""
+        return not self.compensated or p.dtype is self.moments is torch.float32
 
     def _step_whole(self, chosen: set[int]) -> None:
-        """torch's own step of some of the parameters."""
         groups = self.param_groups
         try:
             self.param_groups = [
@@ -71,47 +82,44 @@ class AdamW(torch.optim.AdamW):
     def _state(self, p: torch.Tensor) -> dict[str, torch.Tensor]:
         state = self.state[p]
         if not state:
-            kind = torch.float32 if self._in_pieces(p) else p.dtype
             state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-            for name in ("exp_avg", "exp_avg_sq"):
-                state[name] = torch.zeros_like(p, dtype=kind)
-            if self._in_pieces(p):
+            for name in MOMENTS:
+                state[name] = torch.zeros_like(p, dtype=self.moments if self.compensated else p.dtype)
+            if self.compensated and p.dtype is not torch.float32:
                 state["compensation"] = torch.zeros_like(p)
         return state
 
-    def _step_in_pieces(self, group: dict, p: torch.Tensor, mask: torch.Tensor | None) -> None:
+    def _step_in_pieces(self, group: dict, p: torch.Tensor, mask: torch.Tensor | None, seed: int) -> None:
         state = self._state(p)
-        step, lost = state["step"], state.get("compensation")
+        state["step"] += 1
         beta1, beta2 = group["betas"]
         settings = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize")}
+        exact = torch.float32 if self.compensated else p.dtype
+        random = None
+        if self.compensated and self.moments is torch.bfloat16:
+            random = torch.Generator(p.device).manual_seed(seed)
         for piece in _pieces(p):
-            value, gradient = piece(p), piece(p.grad)
-            moments = [piece(state["exp_avg"]), piece(state["exp_avg_sq"])]
-            if lost is not None:
-                new = self._scratch("value", value, torch.float32)
-                new.add_(piece(lost))
-                gradient = self._scratch("gradient", gradient, torch.float32)
-            else:
-                new = self._scratch("value", value, value.dtype)
-            after = moments if mask is None else [self._scratch(k, m, m.dtype) for k, m in enumerate(moments)]
+            olds = {"weight": piece(p), **{name: piece(state[name]) for name in MOMENTS}}
+            news = {name: self._scratch(name, old, exact) for name, old in olds.items()}
+            if "compensation" in state:
+                olds["compensation"] = piece(state["compensation"])
+                news["weight"].add_(olds["compensation"])
+            gradient = self._scratch("gradient", piece(p.grad), exact)
             adamw(
-                [new], [gradient], *([m] for m in after), [], [step.clone()],
+                [news["weight"]], [gradient], *([news[name]] for name in MOMENTS), [], [state["step"] - 1],
                 fused=True, beta1=beta1, beta2=beta2, **settings,
             )  # fmt: skip
-            found = {value: new}
-            if lost is not None:
-                rounded = self._scratch("rounded", new, value.dtype)
-                found = {value: rounded, piece(lost): self._scratch("lost", new.sub_(rounded), value.dtype)}
-            if mask is None:
-                for old, number in found.items():
-                    old.copy_(number)
-            else:
-                inside = piece.mask(mask)
-                for old, number in [*found.items(), *zip(moments, after)]:
-                    _put(number, old, inside)
-        step += 1
+            if "compensation" in olds:
+                rounded = self._scratch("rounded", news["weight"], p.dtype)
+                news["compensation"] = news["weight"].sub_(rounded).to(p.dtype)
+                news["weight"] = rounded
+            if random is not None:
+                news |= {name: _round_at_random(news[name], random) for name in MOMENTS}
+            inside = None if mask is None else piece.mask(mask)
+            for name, old in olds.items():
+                _put(news[name], old, inside)
 
-    def _scratch(self, name: str | int, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def _scratch(self, name: str, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """A copy of a piece in memory that is used again: fresh memory would cost more than the step."""
         key = name, like.device, dtype
         if key not in self.memory or self.memory[key].numel() < like.numel():
@@ -123,31 +131,39 @@ class AdamW(torch.optim.AdamW):
         super().load_state_dict(state_dict)
         order = [p for group in self.param_groups for p in group["params"]]
         for number, kept in state_dict["state"].items():
-            p = order[number]
-            if self._in_pieces(p):
-                for name in ("exp_avg", "exp_avg_sq"):
-                    self.state[p][name] = kept[name].to(p.device, copy=True)
+            for name in MOMENTS:
+                self.state[order[number]][name] = kept[name].to(order[number].device, copy=True)
 
 
-def _put(new: torch.Tensor, old: torch.Tensor, inside: torch.Tensor) -> None:
-    """old <- new where inside, on the bits themselves. `new` is spoilt."""
-    kind = {4: torch.int32, 2: torch.int16}[old.element_size()]
+def _round_at_random(x: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    """fp32 -> bf16, up or down in proportion to the distances. `x` is spoilt."""
+    bits = x.view(torch.int32)
+    bits += torch.randint(0, 1 << 16, x.shape, generator=random, device=x.device, dtype=torch.int32)
+    return bits.bitwise_and_(-1 << 16).view(torch.float32).to(torch.bfloat16)
+
+
+def _put(new: torch.Tensor, old: torch.Tensor, inside: torch.Tensor | None) -> None:
+    """old <- new, where inside: on the bits themselves, which is faster than torch.where. `new` is spoilt."""
+    if inside is None:
+        old.copy_(new)
+        return
+    kind = INTEGER[old.element_size()]
     new, old = new.view(kind), old.view(kind)
-    ones = inside.view(torch.int8).to(kind).neg_()  # all bits set where inside
-    old.bitwise_xor_(new.bitwise_xor_(old).bitwise_and_(ones))
+    every_bit = inside.view(torch.int8).to(kind).neg_()
+    old.bitwise_xor_(new.bitwise_xor_(old).bitwise_and_(every_bit))
 
 
 class _Piece:
-    """A slice of a parameter, and of all that has its shape."""
+    """A slice of a parameter, and of all that has its shape; without bounds the whole."""
 
-    def __init__(self, start: int | None, stop: int | None, shape: torch.Size):
-        self.start, self.stop, self.shape = start, stop, shape
+    def __init__(self, shape: torch.Size, start: int | None = None, stop: int | None = None):
+        self.shape, self.start, self.stop = shape, start, stop
 
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach() if self.start is None else tensor.detach().view(-1)[self.start : self.stop]
 
     def mask(self, bits: torch.Tensor) -> torch.Tensor:
-        """Of a packed mask; pieces begin at whole bytes."""
+        """The slice of a packed mask; pieces begin at whole bytes."""
         if self.start is None:
             return unpack(bits, self.shape)
         return unpack(bits[self.start // 8 : -(-self.stop // 8)], [self.stop - self.start])
@@ -156,8 +172,8 @@ class _Piece:
 def _pieces(p: torch.Tensor) -> Iterator[_Piece]:
     """A parameter in pieces; whole where its memory is in another order than its shape."""
     if not (p.is_contiguous() and p.grad.is_contiguous()):
-        yield _Piece(None, None, p.shape)
+        yield _Piece(p.shape)
         return
     size = PIECE.get(p.device.type, PIECE["cuda"])
     for start in range(0, p.numel(), size):
-        yield _Piece(start, min(p.numel(), start + size), p.shape)
+        yield _Piece(p.shape, start, min(p.numel(), start + size))
