@@ -207,10 +207,11 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
         fisher_pass, model, collator, accelerator=accelerator, batch_size=args.batch_size, device=device,
         per_sample=args.fisher == "sample", dtype=dtype, mode=args.released.fisher_mode,
     )  # fmt: skip
-    forget, forget_batches = passes([Plan("forget pictures", data["forget"], every)])
-    preserve, preserve_batches = passes(
-        [Plan("retain pictures", data["retain"], every), Plan("text questions", data["text"], language)]
-    )
+    with models.autocast(args.dtype):
+        forget, forget_batches = passes([Plan("forget pictures", data["forget"], every)])
+        preserve, preserve_batches = passes(
+            [Plan("retain pictures", data["retain"], every), Plan("text questions", data["text"], language)]
+        )
     masks = {}
     for n in list(forget):  # one parameter after the other, its sums freed at once
         fisher, batches = forget.pop(n), (forget_batches[n], preserve_batches[n])

@@ -178,16 +178,18 @@ def add_model_args(p: argparse.ArgumentParser, vanilla: bool = True) -> None:
             "--vanilla_dir",
             help="vanilla (fine-tuned) model to unlearn; default: --model_id is the vanilla model",
         )
-    add_compute_args(g)
+    add_compute_args(g, mixed=True)
 
 
-def add_compute_args(g) -> None:
-    """--dtype and --attn."""
+def add_compute_args(g, mixed: bool = False) -> None:
+    """--dtype and --attn. mixed: also weights in fp32 with arithmetic in bf16."""
     g.add_argument(
         "--dtype",
-        type=choice("auto", "fp32", "bf16"),
+        type=choice("auto", "fp32", "bf16", *["mixed"] * mixed),
         default="auto",
-        help="weights and arithmetic; default auto: bf16 on a GPU, fp32 on the CPU",
+        help="weights and arithmetic; default auto: bf16 on a GPU, fp32 on the CPU"
+        + "; mixed: weights in fp32, arithmetic in bf16, which is auto where all weights train on a GPU"
+        * mixed,
     )
     g.add_argument(
         "--attn",
@@ -237,20 +239,20 @@ def add_train_args(p: argparse.ArgumentParser) -> None:
         "--batch_size", type=number(int, 1), default=4, help="samples per process and forward; default 4"
     )
     g.add_argument(
-        "--gradient_accumulation_steps",
-        type=number(int, 1),
-        default=1,
-        help="forwards per optimizer step; default 1",
-    )
-    g.add_argument(
         "--lr", type=number(float, 0, above=True), default=1e-5, help="peak learning rate; default 1e-5"
     )
     g.add_argument("--num_epochs", type=number(int, 1), default=1, help="epochs; default 1")
     g.add_argument(
-        "--lr_schedule",
-        type=choice("linear", "cosine", "constant"),
-        default="linear",
-        help="decay over all optimizer steps; default linear",
+        "--moments",
+        type=choice("fp32", "bf16"),
+        default="fp32",
+        help="AdamW's moments; default fp32; bf16, rounded at random: half the memory",
+    )
+    g.add_argument(
+        "--save_dtype",
+        type=choice("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="precision of the saved weights; default auto: fp32, which keeps every step taken",
     )
     g.add_argument(
         "--max_grad_norm",
@@ -329,13 +331,25 @@ def _last_group(p: argparse.ArgumentParser, *switches: str):
 
 def add_released_train_args(p: argparse.ArgumentParser, *own: str) -> None:
     """The last group of a training script; own: this method's switches."""
-    g = _last_group(p, "loss_tokens", "answer_tokens", "schedule_every", *own)
+    g = _last_group(p, "loss_tokens", "answer_tokens", "schedule_every", "rounding", *own)
     g.add_argument("--lora_dropout", type=number(float, 0, 0.99), default=0.05, help="dropout; default 0.05")
     g.add_argument(
         "--lora_parts",
         type=choice("language", "vision", "both"),
         default="both",
         help="which part's linear layers get an adapter; default both",
+    )
+    g.add_argument(
+        "--gradient_accumulation_steps",
+        type=number(int, 1),
+        default=1,
+        help="forwards per optimizer step; default 1",
+    )
+    g.add_argument(
+        "--lr_schedule",
+        type=choice("linear", "cosine", "constant"),
+        default="linear",
+        help="decay over all optimizer steps; default linear",
     )
     g.add_argument(
         "--warmup_ratio", type=number(float, 0, 1), default=0.0, help="share of steps to warm up; default 0"

@@ -145,7 +145,7 @@ def today(name: str, model_type: str) -> str:
     return name
 
 
-# ---------------------------------------------------------------- the masked step
+# ---------------------------------------------------------------- masked gradients
 @torch.no_grad()
 def mask_gradients(named_parameters: dict[str, torch.nn.Parameter], mask: Mask) -> None:
     """grad <- mask ⊙ grad; no gradient at all for a parameter of which nothing is salient.
@@ -161,43 +161,6 @@ def mask_gradients(named_parameters: dict[str, torch.nn.Parameter], mask: Mask) 
             parameter.grad.zero_()
         else:
             parameter.grad = None
-
-
-@torch.no_grad()
-def masked_step(optimizer: torch.optim.Optimizer, names: dict[int, str], mask: Mask) -> None:
-    """One optimizer step after which every weight outside the mask, and its moments, are bit for bit what
-    they were.
-
-    A masked gradient alone does not achieve that: momentum and decay move weights whose gradient is zero. The
-    optimizer is run over one parameter at a time, so that what is kept aside is never more than copies of one
-    parameter. Its step counter (one number per parameter) does advance.
-
-    names: {id(parameter): name}. An unlisted parameter that still has a gradient takes the whole step.
-    """
-    if mask.rules.masked_weights == "drift":
-        optimizer.step()
-        return
-    groups = optimizer.param_groups
-    try:
-        for group in groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                inside = mask.of(names[id(parameter)])
-                keep = torch.zeros_like(parameter, dtype=torch.bool) if inside is None else ~inside
-                old = {"value": parameter.detach()[keep]}
-                state = optimizer.state.get(parameter, {})
-                old |= {
-                    k: v[keep] for k, v in state.items() if torch.is_tensor(v) and v.shape == parameter.shape
-                }
-                optimizer.param_groups = [{**group, "params": [parameter]}]
-                optimizer.step()
-                parameter[keep] = old.pop("value")
-                for key, value in optimizer.state[parameter].items():
-                    if torch.is_tensor(value) and value.shape == parameter.shape:
-                        value[keep] = old.get(key, torch.zeros((), dtype=value.dtype, device=value.device))
-    finally:
-        optimizer.param_groups = groups
 
 
 # ---------------------------------------------------------------- which model a mask belongs to

@@ -210,12 +210,30 @@ def check_processor(names: list[tuple[str, str | None]], problems: Problems) -> 
 
 # ---------------------------------------------------------------- loading
 def pick_dtype(name: str) -> torch.dtype:
-    """--dtype: auto is bf16 on a GPU and fp32 on the CPU."""
+    """The precision of weights by --dtype: auto is bf16 on a GPU and fp32 on the CPU."""
     import torch
 
     if name == "auto":
         name = "bf16" if torch.cuda.is_available() else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+    return {"fp32": torch.float32, "mixed": torch.float32, "bf16": torch.bfloat16}[name]
+
+
+def training_dtype(args) -> str:
+    """--dtype of a training script. auto on a GPU: mixed where all weights train, since steps are lost in
+    bf16; bf16 under an adapter, which is in fp32 itself."""
+    import torch
+
+    if args.dtype == "auto" and torch.cuda.is_available():
+        return "bf16" if args.lora else "mixed"
+    return args.dtype
+
+
+def autocast(dtype: str):
+    """The context of a forward by --dtype: arithmetic in bf16 where it is mixed."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.autocast(device, torch.bfloat16, enabled=dtype == "mixed")
 
 
 def load_model(name: str, dtype: str = "auto", attn: str = "sdpa") -> PreTrainedModel:

@@ -78,8 +78,9 @@ def _go_over(args, name: str, samples: list[Sample], keep: Callable) -> None:
 
     state = PartialState()
     processor = models.load_processor(name, args.model_id)
-    model = models.load_model(name, args.dtype, args.attn).eval().to(state.device)
+    dtype = models.training_dtype(args)
+    model = models.load_model(name, dtype, args.attn).eval().to(state.device)
     collate = Collator.of(args, processor, models.family_of(model))
-    with torch.no_grad():
+    with torch.no_grad(), models.autocast(dtype):
         for batch in one_pass(collate, cut(samples, args.batch_size), state, "reference"):
             keep(model, batch)

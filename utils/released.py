@@ -40,6 +40,10 @@ class Released:
         help="when the schedule, sized in optimizer steps, goes on: epoch makes the learning rate almost"
         " constant",
     )  # fmt: skip
+    rounding: str = _switch(
+        "compensated", "nearest",
+        help="weights trained in bf16: what rounding loses is kept and added later, or most steps are lost",
+    )  # fmt: skip
     text_questions: str = _switch("once", "twice", help="how often an epoch sees a text-only question")
     npo_loss: str = _switch(
         "sequence", "token_mean",
@@ -103,13 +107,14 @@ class FrozenModel:
     def __init__(self, args, name: str, samples: list):
         from accelerate import PartialState
 
-        self.model = models.load_model(name, args.dtype, args.attn).eval().to(PartialState().device)
+        self.dtype = models.training_dtype(args)
+        self.model = models.load_model(name, self.dtype, args.attn).eval().to(PartialState().device)
 
     def log_probs(self, batch: Batch) -> torch.Tensor:
         """(B, T, V) in fp32."""
         import torch
 
-        with torch.no_grad():
+        with torch.no_grad(), models.autocast(self.dtype):
             return self.model(**batch.inputs, use_cache=False).logits.float().log_softmax(dim=-1)
 
 

@@ -27,6 +27,7 @@ from utils.data import Sample
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from utils.collate import Batch
     from utils.masks import Mask
@@ -119,31 +120,52 @@ class Trainer:
         from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.utils import set_seed
 
-        self.args, self.started = args, time.monotonic()
+        from utils.optimizer import AdamW
+        from utils.update import UpdateSample
+
+        self.args, self.started, dtype = args, time.monotonic(), models.training_dtype(args)
         # text-only batches leave the vision part without gradients
         self.accelerator = Accelerator(
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
+            mixed_precision="bf16" if dtype == "mixed" else "no",
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         checks.check_processes(self.accelerator)
         set_seed(args.seed)
         self.vanilla = args.vanilla_dir or args.model_id
         self.processor = models.load_processor(self.vanilla, args.model_id)
-        model = models.load_model(self.vanilla, args.dtype, args.attn)
+        model = models.load_model(self.vanilla, dtype, args.attn)
         self.family = models.family_of(model)
+        weights = dict(model.named_parameters())
+        changing = list(weights)
+        if args.lora:
+            changing = [f"{name}.weight" for name in models.lora_targets(model, args.lora_parts)]
+        self.update = UpdateSample({name: weights[name] for name in changing}, whole=args.lora)
         if args.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if args.lora:
             model = models.add_lora(model, args)
         trained = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            trained, lr=args.lr, weight_decay=args.weight_decay, eps=args.adam_eps, fused=True
-        )
+        self.optimizer = AdamW(
+            trained, compensated=args.released.rounding == "compensated",
+            moments=torch.bfloat16 if args.moments == "bf16" else torch.float32,
+            lr=args.lr, weight_decay=args.weight_decay, eps=args.adam_eps,
+        )  # fmt: skip
+        # in 16 bits a file would lose what compensation has kept
+        name = "bf16" if dtype == "bf16" and not self.optimizer.compensated else "fp32"
+        name = name if args.save_dtype == "auto" else args.save_dtype
+        self.save_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
         self.model, self.optimizer = self.accelerator.prepare(model.train(), self.optimizer)
+        self.accelerator.register_for_checkpointing(self.update)
         self.parameters = dict(self.accelerator.unwrap_model(self.model).named_parameters())
         self.partial = checkpoint.partial_folder(args.save_dir)
         self.manifest = checkpoint.manifest(args, data, self.accelerator) | {"vanilla": self.vanilla}
         trained_weights = sum(p.numel() for p in trained)
-        self.say(f"model: {self.vanilla} ({self.family.title}), training {trained_weights:,} weights")
+        bits = lambda dtype: str(dtype).removeprefix("torch.")
+        arithmetic = torch.bfloat16 if dtype == "mixed" else model.dtype
+        self.say(
+            f"model: {self.vanilla} ({self.family.title}), training {trained_weights:,} weights in"
+            f" {bits(trained[0].dtype)}, arithmetic in {bits(arithmetic)}"
+        )
 
     def say(self, line: str) -> None:
         self.accelerator.print(line)
@@ -248,7 +270,7 @@ class Trainer:
         """One optimizer step on one global batch; returns its loss and gradient norm."""
         import torch
 
-        from utils.masks import mask_gradients, masked_step
+        from utils.masks import mask_gradients
 
         acc = self.accelerator
         total, count = torch.zeros((), device=acc.device), 0
@@ -278,10 +300,11 @@ class Trainer:
             self._diverged(phase, forwards, number, norm)
         if clip_first:
             mask_gradients(self.parameters, phase.mask)
-        if phase.mask is not None:
-            masked_step(
-                self.optimizer.optimizer, {id(p): name for name, p in self.parameters.items()}, phase.mask
-            )
+        if not self.args.lora:
+            self.update.note_gradients(self.parameters)
+        if phase.mask is not None and phase.mask.rules.masked_weights == "keep":
+            bits = phase.mask.bits
+            self.optimizer.optimizer.step({p: bits[n] for n, p in self.parameters.items() if n in bits})
         else:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -341,15 +364,18 @@ class Trainer:
         return progress["step"]
 
     def save(self) -> None:
-        """Merge an adapter, write model, processor and run.json, and give the folder its final name."""
+        """Write model, processor and run.json, and give the folder its final name; what moved is printed."""
+        from accelerate.utils import DistributedType
+
         acc = self.accelerator
-        model = acc.unwrap_model(self.model)
-        if self.args.lora:
-            model = model.merge_and_unload()
-            weights = None
-        else:
-            weights = acc.get_state_dict(self.model)
+        model, weights = acc.unwrap_model(self.model), None
+        if acc.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            weights = acc.get_state_dict(self.model)  # gathered: what each process holds is a part
         if acc.is_main_process:
+            if weights is None:
+                model = self._exact(model)
+                self._report(dict(model.named_parameters()))
+                model.to(self.save_dtype)
             model.save_pretrained(self.partial, state_dict=weights)
             self.processor.save_pretrained(self.partial)
             shutil.rmtree(self.partial / "state", ignore_errors=True)
@@ -358,3 +384,27 @@ class Trainer:
             checkpoint.publish(self.partial, self.args.save_dir)
         acc.wait_for_everyone()
         self.say(f"saved {self.args.save_dir}")
+
+    def _exact(self, model) -> PreTrainedModel:
+        """The model on the CPU in fp32, with what compensation holds, the adapter merged."""
+        import torch
+
+        model.to("cpu", torch.float32)
+        for p, state in self.optimizer.optimizer.state.items():
+            if "compensation" in state:
+                p.data += state["compensation"].to(p.data)
+        return model.merge_and_unload() if self.args.lora else model
+
+    def _report(self, exact: dict[str, torch.Tensor]) -> None:
+        """Which share of the weights moved, and what a file in 16 bits keeps of that."""
+        found = self.manifest["update"] = self.update.report(exact, self.save_dtype)
+        self.say(
+            f"moved: {100 * found['moved']:.1f} % of the weights that had a gradient"
+            f" ({found['weights_seen']:,} looked at)"
+        )
+        if found["kept"] and found["saved_as"] != "float32":
+            length, cosine = found["kept"]["length"], found["kept"]["cosine"]
+            self.say(
+                f"saved in {found['saved_as']}, which keeps {length:.2f} of the update's length (cosine"
+                f" {cosine:.2f}); --save_dtype fp32 keeps all of it"
+            )
