@@ -123,11 +123,11 @@ class Trainer:
         from utils.optimizer import AdamW
         from utils.update import UpdateSample
 
-        self.args, self.started, dtype = args, time.monotonic(), models.training_dtype(args)
+        self.args, self.started = args, time.monotonic()
+        self.dtype = dtype = models.training_dtype(args)
         # text-only batches leave the vision part without gradients
         self.accelerator = Accelerator(
-            mixed_precision="bf16" if dtype == "mixed" else "no",
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
         )
         checks.check_processes(self.accelerator)
         set_seed(args.seed)
@@ -277,7 +277,8 @@ class Trainer:
         for k, (batch, counts) in enumerate(forwards):
             last = k == len(forwards) - 1
             with nullcontext() if last else acc.no_sync(self.model):
-                terms = phase.loss(self.model, batch.to(acc.device))  # (N,)
+                with models.autocast(self.dtype):
+                    terms = phase.loss(self.model, batch.to(acc.device))  # (N,)
                 value = terms.sum() * (1.0 if counts else 0.0)
                 acc.backward(value)
             total, count = total + value.detach(), count + (terms.numel() if counts else 0)
