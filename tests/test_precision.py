@@ -87,6 +87,19 @@ def test_a_file_in_16_bits_says_what_it_lost(train_args, vanilla, tmp_path, caps
     assert json.loads((tmp_path / "run" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
+def test_an_evaluation_says_that_it_rounds(tiny, vanilla, nano, tmp_path, capsys):
+    run_script("MLLMU_GA.py", "--model_id", vanilla, "--data_split_dir", nano / "MLLMMU-Bench",
+               "--forget_ratio", RATIO, "--save_dir", tmp_path / "run", "--batch_size", 30)  # fmt: skip
+    for model, dtype, noted in ((tmp_path / "run", "bf16", True), (tmp_path / "run", "fp32", False),
+                                (vanilla, "bf16", False)):  # fmt: skip
+        run_script(
+            "eval/MLLMU_eval.py", "--evaluated_model", model, "--data_split_dir", nano / "MLLMU-Bench",
+            "--forget_ratio", RATIO, "--splits", "forget", "--output_dir", tmp_path / dtype / model.name,
+            "--dtype", dtype, "--max_new_tokens", 1,
+        )  # fmt: skip
+        assert ("note: weights in fp32 are rounded to bf16" in capsys.readouterr().out) == noted
+
+
 @pytest.mark.parametrize("moments", ["fp32", "bf16"])
 def test_resume_in_bf16_equals_uninterrupted(moments, train_args, vanilla, mask, tmp_path):
     flags = {

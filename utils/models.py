@@ -218,6 +218,14 @@ def pick_dtype(name: str) -> torch.dtype:
     return {"fp32": torch.float32, "mixed": torch.float32, "bf16": torch.bfloat16}[name]
 
 
+def rounds(name: str, dtype: str) -> bool:
+    """Whether loading a local model by --dtype rounds weights in fp32."""
+    folder = local_folder(name)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
+    stored = config.get("dtype") or config.get("torch_dtype")
+    return stored == "float32" and pick_dtype(dtype) is not pick_dtype("fp32")
+
+
 def training_dtype(args) -> str:
     """--dtype of a training script. auto on a GPU: mixed where all weights train, since steps are lost in
     bf16; bf16 under an adapter, which is in fp32 itself."""

@@ -142,6 +142,8 @@ def _answer(
     from utils.collate import Chat, PromptLengths
 
     devices = pick_devices(args.gpus)
+    if models.rounds(args.evaluated_model, args.dtype):
+        print("note: weights in fp32 are rounded to bf16; --dtype fp32 evaluates what was trained")
     processor = models.load_processor(args.evaluated_model, args.original_model)
     chat = Chat(processor)
     requests = {q.id: request(q, chat) for q in questions}
