@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from utils import optimizer
+from utils import masks as mask_files
 from utils.masks import pack
 from utils.optimizer import AdamW
 
@@ -24,7 +24,7 @@ def give_gradients(ps, seed):
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setitem(optimizer.PIECE, "cpu", 256)
+    monkeypatch.setitem(mask_files.PIECE, "cpu", 256)
 
 
 def state_of(opt, p) -> dict:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,42 @@ def today(name: str, model_type: str) -> str:
     return name
 
 
+# ---------------------------------------------------------------- parameters in pieces
+PIECE = {"cpu": 1 << 20, "cuda": 1 << 26}  # weights at a time, a multiple of 64
+INTEGER = {4: torch.int32, 2: torch.int16}  # by bytes of a number
+
+
+class Piece:
+    """A slice of a parameter, and of all that has its shape; without bounds the whole."""
+
+    def __init__(self, shape: torch.Size, start: int | None = None, stop: int | None = None):
+        self.shape, self.start, self.stop = shape, start, stop
+
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach() if self.start is None else tensor.detach().view(-1)[self.start : self.stop]
+
+    def mask(self, bits: torch.Tensor) -> torch.Tensor:
+        """The slice of a packed mask; pieces begin at whole bytes."""
+        if self.start is None:
+            return unpack(bits, self.shape)
+        return unpack(bits[self.start // 8 : -(-self.stop // 8)], [self.stop - self.start])
+
+
+def pieces(p: torch.Tensor) -> Iterator[Piece]:
+    """A parameter in pieces; whole where its memory is in another order than its shape."""
+    if not (p.is_contiguous() and p.grad.is_contiguous()):
+        yield Piece(p.shape)
+        return
+    size = PIECE.get(p.device.type, PIECE["cuda"])
+    for start in range(0, p.numel(), size):
+        yield Piece(p.shape, start, min(p.numel(), start + size))
+
+
+def every_bit(inside: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Whole numbers of the width of `like`'s: all bits set inside, none outside."""
+    return inside.view(torch.int8).to(INTEGER[like.element_size()]).neg_()
+
+
 # ---------------------------------------------------------------- masked gradients
 @torch.no_grad()
 def mask_gradients(named_parameters: dict[str, torch.nn.Parameter], mask: Mask) -> None:
@@ -156,7 +193,10 @@ def mask_gradients(named_parameters: dict[str, torch.nn.Parameter], mask: Mask) 
         if parameter.grad is None or (name not in mask.bits and mask.rules.unlisted == "train"):
             continue
         if name in mask.bits and mask.bits[name].any():
-            parameter.grad.mul_(mask.of(name))
+            for piece in pieces(parameter):
+                gradient = piece(parameter.grad)
+                bits = every_bit(piece.mask(mask.bits[name]), gradient)
+                gradient.view(bits.dtype).bitwise_and_(bits)
         elif mask.rules.masked_weights == "drift":
             parameter.grad.zero_()
         else:

@@ -18,16 +18,14 @@ bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch.optim.adamw import adamw
 
-from utils.masks import unpack
+from utils.masks import every_bit, pieces
 
-PIECE = {"cpu": 1 << 18, "cuda": 1 << 26}  # weights at a time, a multiple of 64
 MOMENTS = ("exp_avg", "exp_avg_sq")
-INTEGER = {4: torch.int32, 2: torch.int16}  # by bytes of a number
 
 
 class AdamW(torch.optim.AdamW):
@@ -98,13 +96,15 @@ class AdamW(torch.optim.AdamW):
         random = None
         if self.compensated and self.moments is torch.bfloat16:
             random = torch.Generator(p.device).manual_seed(seed)
-        for piece in _pieces(p):
+        for piece in pieces(p):
             olds = {"weight": piece(p), **{name: piece(state[name]) for name in MOMENTS}}
             news = {name: self._scratch(name, old, exact) for name, old in olds.items()}
             if "compensation" in state:
                 olds["compensation"] = piece(state["compensation"])
                 news["weight"].add_(olds["compensation"])
-            gradient = self._scratch("gradient", piece(p.grad), exact)
+            gradient = piece(p.grad)
+            if gradient.dtype is not exact:
+                gradient = self._scratch("gradient", gradient, exact)
             adamw(
                 [news["weight"]], [gradient], *([news[name]] for name in MOMENTS), [], [state["step"] - 1],
                 fused=True, beta1=beta1, beta2=beta2, **settings,
@@ -147,33 +147,6 @@ def _put(new: torch.Tensor, old: torch.Tensor, inside: torch.Tensor | None) -> N
     if inside is None:
         old.copy_(new)
         return
-    kind = INTEGER[old.element_size()]
-    new, old = new.view(kind), old.view(kind)
-    every_bit = inside.view(torch.int8).to(kind).neg_()
-    old.bitwise_xor_(new.bitwise_xor_(old).bitwise_and_(every_bit))
-
-
-class _Piece:
-    """A slice of a parameter, and of all that has its shape; without bounds the whole."""
-
-    def __init__(self, shape: torch.Size, start: int | None = None, stop: int | None = None):
-        self.shape, self.start, self.stop = shape, start, stop
-
-    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.detach() if self.start is None else tensor.detach().view(-1)[self.start : self.stop]
-
-    def mask(self, bits: torch.Tensor) -> torch.Tensor:
-        """The slice of a packed mask; pieces begin at whole bytes."""
-        if self.start is None:
-            return unpack(bits, self.shape)
-        return unpack(bits[self.start // 8 : -(-self.stop // 8)], [self.stop - self.start])
-
-
-def _pieces(p: torch.Tensor) -> Iterator[_Piece]:
-    """A parameter in pieces; whole where its memory is in another order than its shape."""
-    if not (p.is_contiguous() and p.grad.is_contiguous()):
-        yield _Piece(p.shape)
-        return
-    size = PIECE.get(p.device.type, PIECE["cuda"])
-    for start in range(0, p.numel(), size):
-        yield _Piece(p.shape, start, min(p.numel(), start + size))
+    bits = every_bit(inside, old)
+    new, old = new.view(bits.dtype), old.view(bits.dtype)
+    old.bitwise_xor_(new.bitwise_xor_(old).bitwise_and_(bits))
