@@ -186,6 +186,17 @@ def _cross_attention(query, key, value, mask, scaling: float, shared: RowIndex) 
 AttentionInterface.register("shared_prefix", attend)
 
 
+@contextmanager
+def attention(decoder, name: str):
+    """The decoder attends by the registered function of that name."""
+    usual = decoder.config._attn_implementation
+    try:
+        decoder.set_attn_implementation(name)
+        yield
+    finally:
+        decoder.set_attn_implementation(usual)
+
+
 # ---------------------------------------------------------------- for which models, and how far
 # arguments of a layer's attention that `attend` implements, or that change nothing without gradients
 SUPPORTED = {
@@ -200,8 +211,8 @@ SUPPORTED = {
 
 
 def length_limit(model) -> tuple[float, str]:
-    """The longest prompt with its reply, in tokens, that may be answered behind a shared prefix, and what
-    sets the limit.
+    """The longest prompt with its reply, in tokens, that may be answered behind a shared prefix; and why
+    none, where it is 0.
 
     0 where the decoder's layers do something that `attend` does not know: soft-capped scores, sinks, position
     biases, states other than keys and values. A window, or rotary frequencies that depend on the length, set
@@ -212,10 +223,8 @@ def length_limit(model) -> tuple[float, str]:
     why = f"its layers keep {odd.pop()}" if odd else _unsupported(model, len(layers))
     if why:
         return 0, why
-    limits = [(float("inf"), "")]
-    limits += [(layer.sliding_window, "its window of attention") for layer in layers if layer.is_sliding]
-    limits.append((rotary_limit(model), "its rotary frequencies"))
-    return min(limits)
+    windows = [layer.sliding_window for layer in layers if layer.is_sliding]
+    return min([rotary_limit(model), *windows]), ""
 
 
 def rotary_limit(model) -> float:
@@ -246,16 +255,12 @@ def _unsupported(model, layers: int) -> str | None:
         return torch.zeros_like(query[..., : value.shape[-1]]).transpose(1, 2), None
 
     AttentionInterface.register("looked_at", look)
-    usual = decoder.config._attn_implementation
     cross = set(getattr(model.config.get_text_config(), "cross_attention_layers", ()))
     try:
-        decoder.set_attn_implementation("looked_at")
-        with torch.inference_mode():
+        with attention(decoder, "looked_at"), torch.inference_mode():
             decoder(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False)
     except ValueError:  # what transformers says where attention is not pluggable
         return "its attention is its own"
-    finally:
-        decoder.set_attn_implementation(usual)
     if odd:
         return f"its attention takes {', '.join(sorted(odd))}"
     return None if seen | cross == set(range(layers)) else "not all its layers attend"
@@ -274,15 +279,9 @@ class SharedPrefix:
         if "cache" not in signature(model.forward).parameters:  # transformers before 5.24
             self.cache_name = "past_key_values"
 
-    @contextmanager
     def attention(self):
-        """The decoder attends by `attend`."""
-        usual = self.decoder.config._attn_implementation
-        self.decoder.set_attn_implementation("shared_prefix")
-        try:
-            yield
-        finally:
-            self.decoder.set_attn_implementation(usual)
+        """The context in which the decoder attends by `attend`."""
+        return attention(self.decoder, "shared_prefix")
 
     def prefill(self, inputs: Sequence[dict[str, torch.Tensor]], lengths: Sequence[int]) -> Prefixes:
         """inputs: a processor's tensors of one prompt each, of which the first `length` tokens are the
