@@ -201,7 +201,7 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
 
     device = torch.device("cpu") if args.fisher_device == "cpu" else accelerator.device
     collator = Collator.of(args, processor, models.family_of(model))
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.released.fisher_dtype]
+    dtype = models.pick_dtype(args.released.fisher_dtype)
     torch.manual_seed(args.seed)  # for --fisher_mode train
     passes = partial(
         fisher_pass, model, collator, accelerator=accelerator, batch_size=args.batch_size, device=device,

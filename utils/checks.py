@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +48,7 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
 def check_resume(args, data: dict[str, list[Sample]]) -> None:
     """--resume goes on with the run that kept the state: same arguments, same data."""
     kept = checkpoint.partial_folder(args.save_dir) / "state" / "progress.json"
-    before, now = json.loads(kept.read_text()), cli.settings(args)
+    before, now = checkpoint.read_json(kept), cli.settings(args)
     for name, value in before["arguments"].items():
         if name not in ("resume", "save_steps", "num_workers") and now.get(name) != value:
             args.problems.add(

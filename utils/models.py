@@ -210,12 +210,13 @@ def check_processor(names: list[tuple[str, str | None]], problems: Problems) -> 
 
 # ---------------------------------------------------------------- loading
 def pick_dtype(name: str) -> torch.dtype:
-    """The precision of weights by --dtype: auto is bf16 on a GPU and fp32 on the CPU."""
+    """The precision that a flag names; of --dtype, the weights': auto is bf16 on a GPU, fp32 on the CPU."""
     import torch
 
     if name == "auto":
         name = "bf16" if torch.cuda.is_available() else "fp32"
-    return {"fp32": torch.float32, "mixed": torch.float32, "bf16": torch.bfloat16}[name]
+    fp32 = torch.float32
+    return {"fp32": fp32, "mixed": fp32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def rounds(name: str, dtype: str) -> bool:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from utils.collate import Batch
+    from utils.collate import Batch, Collator
     from utils.masks import Mask
 
     Loss = Callable[[torch.nn.Module, Batch], torch.Tensor]
@@ -147,13 +147,13 @@ class Trainer:
         trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = AdamW(
             trained, compensated=args.released.rounding == "compensated",
-            moments=torch.bfloat16 if args.moments == "bf16" else torch.float32,
+            moments=models.pick_dtype(args.moments),
             lr=args.lr, weight_decay=args.weight_decay, eps=args.adam_eps,
         )  # fmt: skip
         # in 16 bits a file would lose what compensation has kept
         name = "bf16" if dtype == "bf16" and not self.optimizer.compensated else "fp32"
         name = name if args.save_dtype == "auto" else args.save_dtype
-        self.save_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+        self.save_dtype = models.pick_dtype(name)
         self.model, self.optimizer = self.accelerator.prepare(model.train(), self.optimizer)
         self.accelerator.register_for_checkpointing(self.update)
         self.parameters = dict(self.accelerator.unwrap_model(self.model).named_parameters())
@@ -196,6 +196,8 @@ class Trainer:
         from tqdm import tqdm
         from transformers import get_scheduler
 
+        from utils.collate import Collator
+
         args, acc = self.args, self.accelerator
         global_batch = args.batch_size * acc.num_processes * args.gradient_accumulation_steps
         streams = {
@@ -209,7 +211,10 @@ class Trainer:
         )
         done = self._resume(schedule) if args.resume else self._start()
         drawn = {p.name: sum(q is p for q in plan[:done]) for p in order.phases}
-        loaders = {p.name: self._batches(streams[p.name].starting_at(drawn[p.name])) for p in order.phases}
+        collate = Collator.of(args, self.processor, self.family)
+        loaders = {
+            p.name: self._batches(streams[p.name].starting_at(drawn[p.name]), collate) for p in order.phases
+        }
         self.say("steps: " + ", ".join(f"{sum(q is p for q in plan)} {p.name}" for p in order.phases))
         self.losses: dict[str, float] = {}
         bar = tqdm(
@@ -232,13 +237,11 @@ class Trainer:
                     self._keep_state(schedule, number)
         self.manifest["steps"] = len(plan)
 
-    def _batches(self, stream: Iterator[list[Sample]]) -> Iterator[list[Batch]]:
+    def _batches(self, stream: Iterator[list[Sample]], collate: Collator) -> Iterator[list[Batch]]:
         """This process's share of each global batch, cut into forwards and collated (by --num_workers
         processes ahead)."""
         import torch
         from torch.utils.data import DataLoader, IterableDataset
-
-        from utils.collate import Collator
 
         args, acc = self.args, self.accelerator
 
@@ -248,8 +251,6 @@ class Trainer:
                 for k, whole in enumerate(stream):
                     if info is None or k % info.num_workers == info.id:
                         yield whole
-
-        collate = Collator.of(args, self.processor, self.family)
 
         def cut(items: list[list[Sample]]) -> list[tuple[Batch, bool]]:
             whole = items[0]
@@ -319,7 +320,7 @@ class Trainer:
         )
         kept = self.partial / "state" / "progress.json"
         if kept.is_file():
-            step = json.loads(kept.read_text())["step"]
+            step = checkpoint.read_json(kept)["step"]
             print(
                 f"kept: the training state after step {step}, in {kept.parent}; go on with --resume True",
                 file=sys.stderr,
@@ -353,7 +354,7 @@ class Trainer:
 
     def _resume(self, schedule) -> int:
         state = self.partial / "state"
-        progress = json.loads((state / "progress.json").read_text())
+        progress = checkpoint.read_json(state / "progress.json")
         self.accelerator.load_state(str(state))
         schedule.load_state_dict(progress["schedule"])
         log = self.partial / "log.jsonl"
