@@ -191,15 +191,15 @@ def test_ga_diff_without_forgetting_is_fine_tuning_on_retain(runs, nano, tmp_pat
     script = load_script("MLLMU_finetune.py")
     assert script.MLLMUBench  # its data are the table itself
     plain = runs("ga_diff", "MLLMU_GA_Diff.py", forget_alpha=0)
-    import utils.training as training
+    from utils import batches
 
-    original = training.Stream.__init__
+    original = batches.Stream.__init__
 
     def as_retain(self, samples, size, seed, shuffle):
         original(self, samples, size, seed.replace("everybody", "retain"), shuffle)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.Stream, "__init__", as_retain)  # the data order is seeded by the phase's name
+        patch.setattr(batches.Stream, "__init__", as_retain)  # the data order is seeded by the phase's name
         tuned = runs("finetune", "MLLMU_finetune.py", **flags)
     assert same(plain, tuned)
 

@@ -10,7 +10,8 @@ import torch
 from conftest import FAMILIES, RATIO, jsonl, picture_cell, run_script, sample, weights
 
 from utils import checkpoint, models, training
-from utils.training import Phase, Stream, alternate, once
+from utils.batches import Stream
+from utils.training import Phase, alternate, once
 
 GA, FINETUNE = "MLLMU_GA.py", "MLLMU_finetune.py"
 SAMPLES = [sample(id=f"p/{k}", picture=picture_cell()) for k in range(10)]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import shutil
 import sys
 import time
@@ -23,13 +22,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from utils import checkpoint, checks, models
+from utils.batches import Stream, loader
 from utils.data import Sample
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from utils.collate import Batch, Collator
+    from utils.collate import Batch
     from utils.masks import Mask
 
     Loss = Callable[[torch.nn.Module, Batch], torch.Tensor]
@@ -78,36 +78,6 @@ def alternate(forget: Phase, retain: Phase) -> Order:
             yield retain
 
     return Order((forget, retain), epoch)
-
-
-class Stream:
-    """An endless, seeded sequence of global batches of one data set; each pass is shuffled anew.
-
-    A global batch is what one optimizer step sees: batch_size × processes × accumulated forwards samples, all
-    with a picture or all without. Which samples it holds does not depend on how many processes share it.
-    """
-
-    def __init__(self, samples: list[Sample], size: int, seed: str, shuffle: bool):
-        from utils.collate import by_modality
-
-        self.groups, self.size, self.seed, self.shuffle = by_modality(samples), size, seed, shuffle
-        self.batches_per_pass = sum(math.ceil(len(group) / size) for group in self.groups)
-
-    def one_pass(self, number: int) -> list[list[Sample]]:
-        rng = random.Random(f"{self.seed}/{number}")
-        batches = []
-        for group in self.groups:
-            order = rng.sample(group, len(group)) if self.shuffle else group
-            batches += [order[i : i + self.size] for i in range(0, len(order), self.size)]
-        if self.shuffle:
-            rng.shuffle(batches)
-        return batches
-
-    def starting_at(self, position: int) -> Iterator[list[Sample]]:
-        number, offset = divmod(position, self.batches_per_pass)
-        while True:
-            yield from self.one_pass(number)[offset:]
-            number, offset = number + 1, 0
 
 
 # ---------------------------------------------------------------- the trainer
@@ -213,7 +183,8 @@ class Trainer:
         drawn = {p.name: sum(q is p for q in plan[:done]) for p in order.phases}
         collate = Collator.of(args, self.processor, self.family)
         loaders = {
-            p.name: self._batches(streams[p.name].starting_at(drawn[p.name]), collate) for p in order.phases
+            p.name: loader(args, acc, streams[p.name].starting_at(drawn[p.name]), collate)
+            for p in order.phases
         }
         self.say("steps: " + ", ".join(f"{sum(q is p for q in plan)} {p.name}" for p in order.phases))
         self.losses: dict[str, float] = {}
@@ -236,36 +207,6 @@ class Trainer:
                 if args.save_steps and number % args.save_steps == 0 and number < len(plan):
                     self._keep_state(schedule, number)
         self.manifest["steps"] = len(plan)
-
-    def _batches(self, stream: Iterator[list[Sample]], collate: Collator) -> Iterator[list[Batch]]:
-        """This process's share of each global batch, cut into forwards and collated (by --num_workers
-        processes ahead)."""
-        import torch
-        from torch.utils.data import DataLoader, IterableDataset
-
-        args, acc = self.args, self.accelerator
-
-        class Shares(IterableDataset):
-            def __iter__(self):
-                info = torch.utils.data.get_worker_info()
-                for k, whole in enumerate(stream):
-                    if info is None or k % info.num_workers == info.id:
-                        yield whole
-
-        def cut(items: list[list[Sample]]) -> list[tuple[Batch, bool]]:
-            whole = items[0]
-            # a process without samples still takes part in the step: with a sample whose terms do not count
-            share = whole[acc.process_index :: acc.num_processes]
-            counts = bool(share)
-            share = share or whole[:1]
-            size = args.batch_size
-            return [(collate(share[i : i + size]), counts) for i in range(0, len(share), size)]
-
-        # a generator of its own, so that the loader's start draws nothing from the run's random state
-        own = torch.Generator().manual_seed(args.seed)
-        return iter(
-            DataLoader(Shares(), batch_size=1, collate_fn=cut, num_workers=args.num_workers, generator=own)
-        )
 
     def _step(self, phase: Phase, forwards: list[tuple[Batch, bool]], number: int) -> dict[str, float]:
         """One optimizer step on one global batch; returns its loss and gradient norm."""
