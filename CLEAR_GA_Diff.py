@@ -18,7 +18,7 @@ from utils import cli
 from utils.checks import check
 from utils.clear import CLEARBench
 from utils.losses import token_nll
-from utils.training import Phase, Trainer, alternate, once
+from utils.training import Phase, Trainer, alternate
 
 
 def parse_args():
@@ -28,7 +28,7 @@ def parse_args():
     cli.add_lora_args(p, default=True)
     cli.add_train_args(p)
     cli.add_forget_args(p)
-    cli.add_released_train_args(p)
+    cli.add_released_train_args(p, "forget_data")
     return cli.parse(p)
 
 
@@ -52,7 +52,7 @@ def main(args):
     trainer = Trainer(args, data)
     forget = Phase("forget", data["forget"], partial(forget_loss, alpha=args.forget_alpha))
     retain = Phase("retain", data["retain"], retain_loss)
-    trainer.fit(alternate(forget, retain) if args.forget_alpha else once(retain))
+    trainer.fit(alternate(forget, retain, args))
     trainer.save()
 
 

@@ -20,7 +20,7 @@ from utils.clear import CLEARBench
 from utils.losses import label_logits, token_nll
 from utils.reference import AnswerStates
 from utils.released import KL_EVERYWHERE
-from utils.training import Phase, Trainer, alternate, once
+from utils.training import Phase, Trainer, alternate
 
 
 def parse_args():
@@ -30,7 +30,7 @@ def parse_args():
     cli.add_lora_args(p, default=True)
     cli.add_train_args(p)
     cli.add_forget_args(p)
-    cli.add_released_train_args(p, "kl_positions")
+    cli.add_released_train_args(p, "forget_data", "kl_positions")
     return cli.parse(p)
 
 
@@ -65,7 +65,7 @@ def main(args):
     trainer = Trainer(args, data)
     forget = Phase("forget", data["forget"], partial(forget_loss, alpha=args.forget_alpha))
     retain = Phase("retain", data["retain"], partial(loss, vanilla=vanilla))
-    trainer.fit(alternate(forget, retain) if args.forget_alpha else once(retain))
+    trainer.fit(alternate(forget, retain, args))
     trainer.save()
 
 

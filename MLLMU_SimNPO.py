@@ -19,7 +19,7 @@ from utils import cli
 from utils.checks import check
 from utils.losses import answer_lengths, sequence_log_prob, token_nll
 from utils.mllmu import MLLMUBench
-from utils.training import Phase, Trainer, alternate, once
+from utils.training import Phase, Trainer, alternate
 
 
 def parse_args():
@@ -64,7 +64,7 @@ def main(args):
     settings = {"alpha": args.forget_alpha, "beta": args.simnpo_beta, "gamma": args.simnpo_gamma}
     forget = Phase("forget", data["forget"], partial(forget_loss, **settings))
     retain = Phase("retain", data["retain"], retain_loss)
-    trainer.fit(alternate(forget, retain) if args.forget_alpha else once(retain))
+    trainer.fit(alternate(forget, retain, args))
     trainer.save()
 
 

@@ -23,7 +23,7 @@ from utils import cli
 from utils.checks import check
 from utils.losses import token_nll
 from utils.mllmu import MLLMUBench
-from utils.training import Phase, Trainer, alternate, once
+from utils.training import Phase, Trainer, alternate
 
 
 def parse_args():
@@ -34,7 +34,9 @@ def parse_args():
     cli.add_train_args(p)
     cli.add_forget_args(p)
     cli.add_mask_path(p, required=True)
-    cli.add_released_train_args(p, "clip", "clip_steps", "mask_names", "unlisted", "masked_weights")
+    cli.add_released_train_args(
+        p, "forget_data", "clip", "clip_steps", "mask_names", "unlisted", "masked_weights"
+    )
     return cli.parse(p)
 
 
@@ -59,7 +61,7 @@ def main(args):
     mask = trainer.load_mask()
     forget = Phase("forget", data["forget"], partial(forget_loss, alpha=args.forget_alpha), mask)
     retain = Phase("retain", data["retain"], retain_loss, clip=args.released.clip_steps == "all")
-    trainer.fit(alternate(forget, retain) if args.forget_alpha else once(retain))
+    trainer.fit(alternate(forget, retain, args))
     trainer.save()
 
 

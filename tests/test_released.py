@@ -124,13 +124,15 @@ def test_answer_tokens_skip_first(family, processors, rows):
 
 
 def test_labels_in_a_run(train_args, tmp_path, capsys):
-    """Terms per step are labelled tokens; the two switches do not go together."""
+    """Terms per step are labelled tokens; the first two switches do not go together."""
     terms, samples = {}, [8, 8, 6, 8]  # in the shuffled order, six in the last batch of the table
     flags = {"plain": {}, "all": {"loss_tokens": "all"}, "skip": {"answer_tokens": "skip_first"}}
+    flags["drop"] = {"answer_end": "drop"}
     for name, changes in flags.items():
         run_script("MLLMU_GA.py", *train_args(save_dir=tmp_path / name, lr=1e-6, **changes))
         terms[name] = [line["terms"] for line in jsonl(tmp_path / name / "log.jsonl")]
     assert [a - b for a, b in zip(terms["plain"], terms["skip"])] == samples
+    assert [a - b for a, b in zip(terms["plain"], terms["drop"])] == samples
     assert all(a > 3 * b for a, b in zip(terms["all"], terms["plain"]))
     assert json.loads((tmp_path / "all" / "run.json").read_text())["arguments"]["loss_tokens"] == "all"
     for other in ({"loss_tokens": "all"}, {"ans_only": False}):
@@ -473,8 +475,8 @@ def test_labels_in_the_mask(masked, masks):
     every, skipped = masked("all", loss_tokens="all"), masked("skip", answer_tokens="skip_first")
     assert not same(plain, every) and not same(plain, skipped) and not same(every, skipped)
     assert every.about["released"] == {
-        "loss_tokens": "all", "answer_tokens": "all", "fisher_dtype": "fp32", "fisher_mode": "eval"
-    }  # fmt: skip
+        name: getattr(Released(loss_tokens="all"), name) for name in released.MASK_SWITCHES
+    }
 
 
 # ---------------------------------------------------------------- a replay in plain PyTorch

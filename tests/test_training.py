@@ -4,6 +4,7 @@ disk."""
 import itertools
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from conftest import FAMILIES, RATIO, jsonl, picture_cell, run_script, sample, w
 
 from utils import checkpoint, models, training
 from utils.batches import Stream
+from utils.released import Released
 from utils.training import Phase, alternate, once
 
 GA, FINETUNE = "MLLMU_GA.py", "MLLMU_finetune.py"
@@ -59,10 +61,11 @@ def test_without_shuffle_the_order_is_the_tables():
 
 
 # ---------------------------------------------------------------- orders
-def sequence(retain: int, forget: int) -> str:
+def sequence(retain: int, forget: int, forget_data="cycle", alpha=1.0) -> str:
     phases = Phase("forget", [], None), Phase("retain", [], None)
-    order = alternate(*phases)
-    assert order.phases == phases
+    args = SimpleNamespace(forget_alpha=alpha, released=Released(forget_data=forget_data))
+    order = alternate(*phases, args)
+    assert order.phases == (phases if alpha else phases[1:])
     return "".join(p.name[0] for p in order.epoch({"retain": retain, "forget": forget}))
 
 
@@ -73,6 +76,15 @@ def sequence(retain: int, forget: int) -> str:
 )  # fmt: skip
 def test_alternate(retain, forget, expected):
     assert sequence(retain, forget) == expected
+
+
+def test_forget_data_may_end_within_an_epoch():
+    assert sequence(10, 3, "once") == "frrrfrrrfrrrr" and sequence(6, 3, "once") == "frrfrrfrr"
+    assert sequence(7, 4, "once") == "fr" * 4 + "r" * 3 and sequence(2, 5, "once") == "frfr"
+
+
+def test_without_weight_nothing_is_forgotten():
+    assert sequence(3, 2, alpha=0.0) == "rrr"
 
 
 def test_once():

@@ -297,7 +297,7 @@ def add_ratio(p, help: str, default: int | None = None) -> None:
 
 
 def add_forget_args(p: argparse.ArgumentParser, alpha: float = 1.0) -> None:
-    """--forget_alpha, of the methods that alternate."""
+    """--forget_alpha, of the methods that alternate (utils.training.alternate)."""
     p.add_argument(
         "--forget_alpha",
         type=number(float, 0),
@@ -331,7 +331,7 @@ def _last_group(p: argparse.ArgumentParser, *switches: str):
 
 def add_released_train_args(p: argparse.ArgumentParser, *own: str) -> None:
     """The last group of a training script; own: this method's switches."""
-    g = _last_group(p, "loss_tokens", "answer_tokens", "schedule_every", "rounding", *own)
+    g = _last_group(p, "loss_tokens", "answer_tokens", "answer_end", "schedule_every", "rounding", *own)
     g.add_argument("--lora_dropout", type=number(float, 0, 0.99), default=0.05, help="dropout; default 0.05")
     g.add_argument(
         "--lora_parts",

@@ -86,8 +86,8 @@ class Collator:
 
     ans_only: labels on the answer and its end-of-turn token; else on every text token. Never on padding or
     picture tokens. end_of_turn: whether the end-of-turn token counts (option scoring leaves it out).
-    loss_tokens "all" and answer_tokens "skip_first" are the released code's labels: on all but padding, and
-    without the answer's first token.
+    loss_tokens "all", answer_tokens "skip_first" and end_of_turn False are the released code's labels: on all
+    but padding, and without an answer's first or last token.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Collator:
         """The collator that a script's arguments ask for."""
         released = args.released
         return cls(
-            processor, family, args.ans_only,
+            processor, family, args.ans_only, end_of_turn=released.answer_end == "keep",
             loss_tokens=released.loss_tokens, answer_tokens=released.answer_tokens,
         )  # fmt: skip
 

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
     from utils.collate import Batch
 
-MASK_SWITCHES = ("loss_tokens", "answer_tokens", "fisher_dtype", "fisher_mode")  # of the mask scripts
+MASK_SWITCHES = (
+    "loss_tokens",
+    "answer_tokens",
+    "answer_end",
+    "fisher_dtype",
+    "fisher_mode",
+)  # of the mask scripts
 MASK_NAMES = ("proj", "fc", "linear", "mlp", "qkv")  # what --mask_names released keeps
 
 
@@ -35,6 +41,7 @@ class Released:
         help="tokens in the loss: what --ans_only says, or all but padding, picture placeholders included",
     )  # fmt: skip
     answer_tokens: str = _switch("all", "skip_first", help="whether an answer's first token is in the loss")
+    answer_end: str = _switch("keep", "drop", help="whether an answer's end-of-turn token is in the loss")
     schedule_every: str = _switch(
         "step", "epoch",
         help="when the schedule, sized in optimizer steps, goes on: epoch makes the learning rate almost"
@@ -45,6 +52,10 @@ class Released:
         help="weights trained in bf16: what rounding loses is kept and added later, or most steps are lost",
     )  # fmt: skip
     text_questions: str = _switch("once", "twice", help="how often an epoch sees a text-only question")
+    forget_data: str = _switch(
+        "cycle", "once",
+        help="once the forget data are used up within an epoch: begin anew, or only retain steps follow",
+    )  # fmt: skip
     npo_loss: str = _switch(
         "sequence", "token_mean",
         help="what NPO compares: an answer's log-probability, or the mean over all tokens of a batch",

@@ -63,17 +63,20 @@ def once(phase: Phase) -> Order:
     return Order((phase,), lambda batches: (phase for _ in range(batches[phase.name])))
 
 
-def alternate(forget: Phase, retain: Phase) -> Order:
+def alternate(forget: Phase, retain: Phase, args) -> Order:
     """One epoch: once over the retain data, a forget step before every k-th retain step; the forget data
-    cycle.
+    cycle. With --forget_alpha 0 there are no forget steps.
 
     k = max(1, retain batches // forget batches), so that an epoch passes about once over both.
     """
+    if not args.forget_alpha:
+        return once(retain)
 
     def epoch(batches: dict[str, int]) -> Iterator[Phase]:
         every = max(1, batches[retain.name] // batches[forget.name])
+        most = batches[forget.name] if args.released.forget_data == "once" else math.inf
         for i in range(batches[retain.name]):
-            if i % every == 0:
+            if i % every == 0 and i // every < most:
                 yield forget
             yield retain
 
