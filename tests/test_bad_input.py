@@ -35,10 +35,11 @@ sys.exit(code)
 
 
 def run(script: str, *argv) -> tuple[int, list[str], str]:
-    """(exit code, lines on stderr, what was printed); fails when something heavy was imported."""
+    """(exit code, lines on stderr, what was printed), on a screen of few characters; fails when something
+    heavy was imported."""
     done = subprocess.run(
         [sys.executable, "-c", RUN.format(root=str(ROOT)), str(ROOT / script), *map(str, argv)],
-        capture_output=True, text=True, check=False, env=os.environ,
+        capture_output=True, text=True, check=False, env=os.environ | {"PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     assert "imported:\n" in done.stdout, done.stdout[-200:] + done.stderr
     return done.returncode, done.stderr.splitlines(), done.stdout

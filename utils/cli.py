@@ -6,6 +6,7 @@ Nothing here imports torch, so that `--help` and a wrong flag answer immediately
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -103,8 +104,17 @@ def numbers(most: int) -> Callable:
 
 
 # ---------------------------------------------------------------- parser
+def any_screen() -> None:
+    """Print a question mark for what the screen's encoding lacks (α under LANG=C), instead of ending the
+    run."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # standard error never fails: it escapes by itself
+
+
 def parser(doc: str) -> argparse.ArgumentParser:
-    """An argument parser whose help opens with the script's docstring."""
+    """An argument parser whose help opens with the script's docstring. Whatever is printed from then on fits
+    the screen."""
+    any_screen()
     return argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

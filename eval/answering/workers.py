@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
-from utils import checkpoint, models
+from utils import checkpoint, cli, models
 
 if TYPE_CHECKING:
     from eval.answering.plan import Request
@@ -168,6 +168,7 @@ def _received(pipe: Connection, number: int, processes: list) -> Answered | None
 def _worker_process(pipe: Connection, setup: Setup, device: str, threads: int) -> None:
     """A worker's process: batches in, answers out, until there is nothing more or nobody who asks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks; it ends this one
+    cli.any_screen()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         worker = Worker(setup, device, threads)
