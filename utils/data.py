@@ -1,64 +1,23 @@
-"""Samples, pictures and tables: what every benchmark reader is made of.
+"""Samples and tables: what every benchmark reader is made of.
 
 Tables are read with pyarrow (parquet, as the hub serves them) or `datasets` (`save_to_disk` folders).
-Pictures stay encoded bytes until somebody needs the pixels.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from utils.pictures import Picture
 
 if TYPE_CHECKING:
     from utils.cli import Problems
 
 IGNORE = -100  # label of a token that does not count, as in torch's cross-entropy
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An encoded picture and the place it came from, e.g. "forget_5 row 3 (ID 010)". Pictures are equal where
-    their bytes are."""
-
-    data: bytes
-    source: str = field(compare=False)
-
-    def load(self):
-        """Decode to an RGB `PIL.Image`. Raises OSError for bytes that are not a whole picture."""
-        from PIL import Image
-
-        with Image.open(io.BytesIO(self.data)) as image:
-            return image.convert("RGB")
-
-    def size(self) -> tuple[int, int]:
-        """Width and height in pixels, from the header alone."""
-        from PIL import Image
-
-        with Image.open(io.BytesIO(self.data)) as image:
-            return image.size
-
-    def problem(self) -> str | None:
-        """Why the picture cannot be read, or None. Decodes all of it, at low resolution where the format
-        allows."""
-        from PIL import Image
-
-        try:
-            with Image.open(io.BytesIO(self.data)) as image:
-                image.draft("RGB", (32, 32))
-                image.load()
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-            Image.DecompressionBombError,
-        ) as why:  # what PIL raises on bad bytes
-            return f"unreadable image: {why}"
-        return None
 
 
 @dataclass(frozen=True)
