@@ -1,12 +1,14 @@
 """The Fisher pass: squared gradients summed while backward runs, and the masks made of them.
 
     S(D)[w] = mean over batches b of D of ( ∂ CE(b) / ∂w )²
-    m[w]    = 1  where  (S(forget)[w] + ε) / (S(preserve)[w] + ε) ≥ threshold,  ε = 1e-15
+    m[w]    = 1  where  (S(forget)[w] + ε) / (S(preserve)[w] + ε) ≥ γ,  ε = 1e-15, γ the threshold
 
 S is the diagonal empirical Fisher information at the vanilla weights; CE is the mean over answer tokens.
-Huang et al. 2024 (SFR-on, arXiv 2409.19732), Huo et al. 2025 (MMUnlearner, arXiv 2502.11051). Not in half
-precision: below a gradient of about 1.7e-4 an fp16 square is 0, and most of a mask would be decided by
-underflow (--fisher_dtype fp16, as released, shows it).
+Huang et al. 2024 (SFR-on, arXiv 2409.19732), Huo et al. 2025 (MMUnlearner, arXiv 2502.11051).
+
+Only the difference is kept, one fp32 number per weight: the rule is S(forget) − γ·S(preserve) ≥ (γ − 1)·ε.
+Not in half precision: below a gradient of about 1.7e-4 an fp16 square is 0, and most of a mask would be
+decided by underflow (--fisher_dtype fp16, as released, shows it).
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import math
 import shutil
 import time
 import zlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,7 +27,7 @@ from data_process.coverage import coverage, heat_map, print_coverage
 from utils import checkpoint, checks, models
 from utils.data import Sample
 from utils.losses import token_nll
-from utils.released import MASK_SWITCHES
+from utils.released import MASK_SWITCHES, ratio_mask
 
 if TYPE_CHECKING:
     import torch
@@ -35,30 +38,28 @@ EPS = 1e-15
 
 
 class SquaredGradients:
-    """Accumulates squared gradients of `parameters` as backward produces them, and frees each gradient at
-    once.
+    """Adds the squared gradients of `parameters` to `sums` as backward produces them, each times
+    `scale[name]`, and frees each gradient at once.
 
-    A full set of gradients never exists: a hook takes each one when it is complete. sums: {name: tensor} on
-    `device`, in `dtype`.
+    A full set of gradients never exists: a hook takes each one when it is complete. sums: {name: tensor of
+    the parameter's shape}.
     """
 
     def __init__(
-        self, parameters: dict[str, torch.nn.Parameter], device: torch.device, dtype: torch.dtype | None
+        self,
+        parameters: dict[str, torch.nn.Parameter],
+        sums: dict[str, torch.Tensor],
+        scale: dict[str, float],
     ):
-        import torch
-
-        self.sums = {name: torch.zeros(p.shape, dtype=dtype, device=device) for name, p in parameters.items()}
-        self.batches = 0
         self._hooks = [
-            p.register_post_accumulate_grad_hook(self._hook(name)) for name, p in parameters.items()
+            p.register_post_accumulate_grad_hook(self._hook(sums[name], scale[name]))
+            for name, p in parameters.items()
         ]
 
-    def _hook(self, name: str):
-        total = self.sums[name]
-
+    def _hook(self, total: torch.Tensor, scale: float):
         def take(parameter: torch.nn.Parameter) -> None:
-            gradient = parameter.grad.to(device=total.device, dtype=total.dtype)
-            total.add_(gradient.square_())  # in place: the gradient goes anyway
+            gradient = parameter.grad.to(total.dtype)
+            total.add_(gradient.square_(), alpha=scale)  # in place: the gradient goes anyway
             parameter.grad = None
 
         return take
@@ -77,50 +78,53 @@ class Plan:
     parameters: dict[str, torch.nn.Parameter]
 
 
+def batch_counts(plans: Sequence[Plan], size: int) -> dict[str, int]:
+    """Per parameter the number of batches that feed its sum."""
+    from utils.collate import cut
+
+    counts: Counter[str] = Counter()
+    for plan in plans:
+        counts.update(dict.fromkeys(plan.parameters, len(cut(plan.samples, size))))
+    return counts
+
+
 def fisher_pass(
     model,
     collator: Collator,
     plans: Sequence[Plan],
+    sums: dict[str, torch.Tensor],
+    scale: dict[str, float],
     accelerator,
-    batch_size: int,
-    per_sample: bool,
-    device: torch.device,
-    dtype: torch.dtype | None = None,
+    size: int,
     mode: str = "eval",
-) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
-    """Sums of squared gradients over all plans of one set, and per parameter the number of batches they were
-    summed over.
+) -> None:
+    """Add to `sums` the squared gradients of all plans' batches of `size` samples, times `scale`.
 
-    Returns ({name: tensor of `dtype`, by default fp32}, {name: batches}); the saliency is their quotient.
-    Every process takes its share of the batches and all get the same sums. Plans of one call add up: retain
-    pictures and text knowledge are one preserve set for the language part, while the vision part sees only
-    the pictures.
+    Only weights that `sums` names get a gradient. Plans of one call add up: retain pictures and text
+    knowledge are one preserve set for the language part, while the vision part sees only the pictures. Every
+    process takes its share of the batches, so its sums are a part of the whole.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     from utils.collate import cut, one_pass
 
-    parameters = {name: p for plan in plans for name, p in plan.parameters.items()}
-    for p in model.parameters():
-        p.requires_grad_(False)
+    parameters = {n: p for plan in plans for n, p in plan.parameters.items() if n in sums}
     for p in parameters.values():
         p.requires_grad_(True)
-    squares, counts = SquaredGradients(parameters, device, dtype), dict.fromkeys(parameters, 0)
+    squares = SquaredGradients(parameters, sums, scale)
     model.train(mode == "train")
     for module in model.modules():
         # a layer is checkpointed only while its own flag says "training"; what is inside stays in eval mode
         if isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
             module.training = True
-    size = 1 if per_sample else batch_size
     try:
         for plan in plans:
-            for p in parameters.values():
+            for p in model.parameters():
                 p.requires_grad_(False)
-            for p in plan.parameters.values():
+            inside = [p for n, p in plan.parameters.items() if n in sums]
+            for p in inside:
                 p.requires_grad_(True)
-            batches = cut(plan.samples, size)
-            for name in plan.parameters:
-                counts[name] += len(batches)
+            batches = cut(plan.samples, size) if inside else []
             mine = batches[accelerator.process_index :: accelerator.num_processes]
             for batch in one_pass(collator, mine, accelerator, plan.name):
                 loss = token_nll(model, batch).mean()
@@ -128,37 +132,26 @@ def fisher_pass(
                     raise SystemExit(
                         f"error: the loss is {loss.item()} on {', '.join(batch.ids)}; no mask was written"
                     )
-                loss.backward()
+                if loss.requires_grad:  # text alone reaches no cross-attention of Llama-3.2-Vision
+                    loss.backward()
     finally:
         squares.close()
-    if accelerator.num_processes > 1:
-        squares.sums = {
-            name: accelerator.reduce(s.to(accelerator.device)).to(device) for name, s in squares.sums.items()
-        }
-    return squares.sums, counts
 
 
-def ratio_mask(
-    forget: torch.Tensor, preserve: torch.Tensor, batches: tuple[int, int], threshold: float
-) -> torch.Tensor:
-    """The mask of one parameter from its two sums of squared gradients and their numbers of batches.
+def difference_mask(difference: torch.Tensor, threshold: float) -> torch.Tensor:
+    """The mask of one parameter from S(forget) − γ·S(preserve) in fp32, γ the threshold.
 
-    A weight with no gradient on either side is not salient (0/0 would otherwise count as 1). Sums of 16 bits
-    are there for masks as released: ε and 0/0 stay what that precision makes of them (0 and NaN, not salient,
-    in fp16; 1, salient, in bf16).
+    Exactly 0 is a weight with no gradient on either side: not salient. (So is an exact tie, which a single
+    number cannot tell from it.)
     """
-    import torch
-
-    f, p = forget / batches[0], preserve / max(batches[1], 1)
-    mask = (f + EPS) / (p + EPS) >= threshold
-    return mask & ((f > 0) | (p > 0)) if forget.dtype is torch.float32 else mask
+    return (difference >= (threshold - 1) * EPS) & (difference != 0)
 
 
-def ablation_mask(kind: str, forget: torch.Tensor, like: torch.Tensor, seed: str) -> torch.Tensor:
+def ablation_mask(kind: str, forget: torch.Tensor | None, like: torch.Tensor, seed: str) -> torch.Tensor:
     """A mask of the same sparsity as `like`, parameter by parameter, that does not look at the preserve set.
 
-    topk: where the forget set's squared gradients are largest; random: anywhere, by the seed. What
-    MMUnlearner's ratio is worth shows against these.
+    topk: where the forget set's squared gradients are largest; random: anywhere, by the seed, and `forget` is
+    not needed. What MMUnlearner's ratio is worth shows against these.
     """
     import torch
 
@@ -169,6 +162,65 @@ def ablation_mask(kind: str, forget: torch.Tensor, like: torch.Tensor, seed: str
         generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
         mask[torch.randperm(like.numel(), generator=generator)[:number]] = True
     return mask.view(like.shape)
+
+
+# ---------------------------------------------------------------- parameters in blocks
+def blocks(parameters: dict[str, torch.nn.Parameter], number: int) -> list[dict[str, torch.nn.Parameter]]:
+    """The parameters in at most `number` groups of about the same size.
+
+    A group is consecutive, so that backward ends early in those that lie behind.
+    """
+    total, before = sum(p.numel() for p in parameters.values()), 0
+    found: dict[int, dict[str, torch.nn.Parameter]] = {}
+    for name, p in parameters.items():
+        middle = before + p.numel() / 2
+        found.setdefault(int(number * middle / total), {})[name] = p
+        before += p.numel()
+    return list(found.values())
+
+
+def block_masks(
+    block: dict[str, torch.nn.Parameter],
+    forget: list[Plan],
+    preserve: list[Plan],
+    passes: Callable[..., None],
+    accelerator,
+    args,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The passes of one block and its masks, one parameter after the other, its sums freed at once.
+
+    One buffer holds S(forget) and loses γ·S(preserve). A second one is there for what needs S(forget) itself:
+    --mask_kind topk, whose density is the saliency mask's, and sums of 16 bits as released.
+    """
+    import torch
+
+    size = 1 if args.fisher == "sample" else args.batch_size
+    dtype = models.pick_dtype(args.released.fisher_dtype)
+    zeros = lambda: {n: torch.zeros_like(p, dtype=dtype) for n, p in block.items()}
+    one, kept = dict.fromkeys(block, 1.0), {}
+    counts = batch_counts(forget, size), batch_counts(preserve, size)
+    n_forget, n_preserve = ({n: max(count[n], 1) for n in block} for count in counts)
+    sums = zeros()
+    if dtype is torch.float32:
+        passes(forget, sums, {n: 1 / n_forget[n] for n in block}, size=size)
+        if args.mask_kind == "topk":
+            kept = {n: total.clone() for n, total in sums.items()}
+        passes(preserve, sums, {n: -args.threshold / n_preserve[n] for n in block}, size=size)
+    else:
+        passes(forget, sums, one, size=size)
+        kept, sums = sums, zeros()
+        passes(preserve, sums, one, size=size)
+    # every process has summed over its own batches
+    whole = accelerator.reduce if accelerator.num_processes > 1 else lambda total: total
+    for n in block:
+        total, of_forget = whole(sums.pop(n)), whole(kept.pop(n)) if kept else None
+        if dtype is torch.float32:
+            mask = difference_mask(total, args.threshold)
+        else:
+            mask = ratio_mask(of_forget / n_forget[n], total / n_preserve[n], EPS, args.threshold)
+        if args.mask_kind != "saliency":
+            mask = ablation_mask(args.mask_kind, of_forget, mask, f"{args.seed}/{n}")
+        yield n, mask
 
 
 # ---------------------------------------------------------------- the command, the same for every benchmark
@@ -182,7 +234,7 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
     from accelerate import Accelerator
 
     from utils.collate import Collator
-    from utils.masks import model_fingerprint
+    from utils.masks import model_fingerprint, pack
 
     started, accelerator = time.monotonic(), Accelerator()
     checks.check_processes(accelerator)
@@ -199,25 +251,17 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
         f"model: {name} ({models.family_of(model).title}), {sum(p.numel() for p in every.values()):,} weights"
     )
 
-    device = torch.device("cpu") if args.fisher_device == "cpu" else accelerator.device
     collator = Collator.of(args, processor, models.family_of(model))
-    dtype = models.pick_dtype(args.released.fisher_dtype)
-    torch.manual_seed(args.seed)  # for --fisher_mode train
-    passes = partial(
-        fisher_pass, model, collator, accelerator=accelerator, batch_size=args.batch_size, device=device,
-        per_sample=args.fisher == "sample", dtype=dtype, mode=args.released.fisher_mode,
-    )  # fmt: skip
-    with models.autocast(args.dtype):
-        forget, forget_batches = passes([Plan("forget pictures", data["forget"], every)])
-        preserve, preserve_batches = passes(
-            [Plan("retain pictures", data["retain"], every), Plan("text questions", data["text"], language)]
-        )
+    passes = partial(fisher_pass, model, collator, accelerator=accelerator, mode=args.released.fisher_mode)
+    forget = [Plan("forget pictures", data["forget"], every)]
+    texts = Plan("text questions", data["text"], language)
+    preserve = [Plan("retain pictures", data["retain"], every), texts]
     masks = {}
-    for n in list(forget):  # one parameter after the other, its sums freed at once
-        fisher, batches = forget.pop(n), (forget_batches[n], preserve_batches[n])
-        masks[n] = ratio_mask(fisher, preserve.pop(n), batches, args.threshold)
-        if args.mask_kind != "saliency":
-            masks[n] = ablation_mask(args.mask_kind, fisher, masks[n], f"{args.seed}/{n}")
+    with models.autocast(args.dtype):
+        for block in blocks(every, args.blocks):
+            torch.manual_seed(args.seed)  # for --fisher_mode train
+            for n, mask in block_masks(block, forget, preserve, passes, accelerator, args):
+                masks[n] = PackedMask(pack(mask), list(mask.shape), int(mask.sum()))
     about = {
         "kind": args.mask_kind,
         "fisher": args.fisher,
@@ -232,26 +276,40 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
     accelerator.wait_for_everyone()
 
 
+@dataclass
+class PackedMask:
+    """One bit per weight (utils.masks.pack), so that masks on their way to the file take little room."""
+
+    bits: torch.Tensor
+    shape: list[int]
+    salient: int
+
+
 def write_masks(
-    save_dir: str, prefix: str, masks: dict, part_of: dict[str, str], about: dict, manifest: dict
+    save_dir: str,
+    prefix: str,
+    masks: dict[str, PackedMask],
+    part_of: dict[str, str],
+    about: dict,
+    manifest: dict,
 ) -> None:
     """The three files, the coverage report on screen and in coverage.json, and run.json: all of them or
     none."""
-    from utils.masks import Mask, pack
+    from utils.masks import Mask
 
     partial_dir = checkpoint.partial_folder(save_dir)
     shutil.rmtree(partial_dir, ignore_errors=True)
     partial_dir.mkdir(parents=True)
-    salient = {name: int(m.sum()) for name, m in masks.items()}
+    salient = {name: m.salient for name, m in masks.items()}
     for part in ("language", "vision", "both"):
         names = [n for n in masks if part in (part_of[n], "both")]
         mask = Mask(
-            {n: pack(masks[n]) for n in names},
-            {n: list(masks[n].shape) for n in names},
+            {n: masks[n].bits for n in names},
+            {n: masks[n].shape for n in names},
             about | {"part": part, "salient": {n: salient[n] for n in names}},
         )
         mask.save(partial_dir / f"{prefix}_{part}_mask.pt")
-    sizes = {n: m.numel() for n, m in masks.items()}
+    sizes = {n: math.prod(m.shape) for n, m in masks.items()}
     report = coverage(salient, sizes, part_of)
     checkpoint.write_json(partial_dir / "coverage.json", report)
     heat_map(salient, sizes, part_of, partial_dir / "coverage.png")

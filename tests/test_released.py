@@ -23,7 +23,6 @@ from conftest import (
 from test_methods import NLL, TwoTokens, gradient, two_tokens
 from test_scripts import snapshot, trainer_of
 
-from data_process.saliency import ratio_mask
 from utils import cli, models, released
 from utils.collate import IGNORE, Batch, Collator
 from utils.data import repeat_text
@@ -382,14 +381,13 @@ def test_the_ratio_in_sixteen_bits_by_hand():
     """fp16: ε is 0, 0/0 is NaN and x/0 infinite. bf16 knows 1e-15: 0/0 becomes 1."""
     forget = torch.tensor([0.0, 1e-4, 0.0, 2e-4, 1e-4, 1e-9])
     preserve = torch.tensor([0.0, 0.0, 1e-4, 1e-4, 2e-4, 1e-8])
-    of = lambda dtype: ratio_mask(forget.to(dtype), preserve.to(dtype), (1, 1), 1.0).tolist()
-    assert of(torch.float32) == [False, True, False, True, False, False]
+    of = lambda dtype: released.ratio_mask(forget.to(dtype), preserve.to(dtype), 1e-15, 1.0).tolist()
     assert of(torch.float16) == [False, True, False, True, False, False]
     assert of(torch.bfloat16) == [True, True, False, True, False, False]
     # squares that fp16 cannot hold: 1e-9 / 1e-8 is 0 / 0, and 1e-7 / 1e-8 infinite whatever the threshold
     small = torch.tensor([1e-7]), torch.tensor([1e-8])
-    assert ratio_mask(*small, (1, 1), 100.0).tolist() == [False]
-    assert ratio_mask(*(x.half() for x in small), (1, 1), 100.0).tolist() == [True]
+    assert released.ratio_mask(*small, 1e-15, 100.0).tolist() == [False]
+    assert released.ratio_mask(*(x.half() for x in small), 1e-15, 100.0).tolist() == [True]
 
 
 @pytest.fixture

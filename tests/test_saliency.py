@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from conftest import RATIO, picture_cell, read_table, run_script, sample, write_table
 
-from data_process.saliency import Plan, ablation_mask, fisher_pass, ratio_mask
+from data_process.saliency import Plan, ablation_mask, batch_counts, blocks, difference_mask, fisher_pass
 from utils.cli import Problems
 from utils.collate import Collator
 from utils.losses import token_nll
@@ -44,21 +44,26 @@ def setting(family, tiny, processors):
     return model, Collator(processors[family], FAMILIES[family]), samples
 
 
-@pytest.mark.parametrize("per_sample", [False, True], ids=["batch", "sample"])
-def test_fisher_pass_is_the_naive_sum(setting, per_sample):
+def passed(model, collator, plans, size, scale=1.0) -> dict[str, torch.Tensor]:
+    """The sums of one fisher_pass over all parameters of the plans."""
+    sums = {n: torch.zeros_like(p) for plan in plans for n, p in plan.parameters.items()}
+    fisher_pass(model, collator, plans, sums, dict.fromkeys(sums, scale), Accelerator(), size)
+    return sums
+
+
+@pytest.mark.parametrize("size", [2, 1], ids=["batch", "sample"])
+def test_fisher_pass_is_the_naive_sum(setting, size):
     model, collator, samples = setting
     model.eval()
-    expected, batches = naive(model, collator, samples, 1 if per_sample else 2)
-    assert batches == (8 if per_sample else 5)
+    expected, batches = naive(model, collator, samples, size)
+    assert batches == {1: 8, 2: 5}[size]
     model.train()
     every = dict(model.named_parameters())
-    sums, counts = fisher_pass(
-        model, collator, [Plan("all", samples, every)], Accelerator(), 2, per_sample, torch.device("cpu")
-    )
-    assert set(sums) == set(every) and set(counts.values()) == {batches}
+    plan = Plan("all", samples, every)
+    sums = passed(model, collator, [plan], size, scale=0.5)
+    assert set(batch_counts([plan], size).values()) == {batches}
     for name in every:
-        assert sums[name].dtype == torch.float32
-        torch.testing.assert_close(sums[name], expected[name], rtol=1e-4, atol=1e-12)
+        torch.testing.assert_close(sums[name], expected[name] / 2, rtol=1e-4, atol=1e-12)
     assert sum(float(s.sum()) for s in sums.values()) > 0
     assert all(p.grad is None for p in model.parameters())
     assert not any(module.training for module in model.modules())
@@ -73,7 +78,7 @@ def test_plans_add_up_and_feed_only_their_parameters(setting):
     part, every = part_of_parameters(model), dict(model.named_parameters())
     language = {n: p for n, p in every.items() if part[n] == "language"}
     plans = [Plan("pictures", pictures, every), Plan("texts", texts, language)]
-    sums, counts = fisher_pass(model, collator, plans, Accelerator(), 2, False, torch.device("cpu"))
+    sums, counts = passed(model, collator, plans, 2), batch_counts(plans, 2)
     for name in every:
         both = name in language
         torch.testing.assert_close(
@@ -83,39 +88,79 @@ def test_plans_add_up_and_feed_only_their_parameters(setting):
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_a_pass_computes_the_gradients_of_its_block_alone(setting):
+    """Each block's sums are those of all at once, and what lies outside needs no gradient. Where text alone
+    reaches no weight of a block (vision, Llama-3.2-Vision's cross-attention), there is no backward."""
+    model, collator, samples = setting
+    every = dict(model.named_parameters())
+    plan = Plan("all", samples, every)
+    whole = passed(model, collator, [plan], 2)
+    groups = blocks(every, 7)
+    assert [n for group in groups for n in group] == list(every)
+    for group in groups:
+        sums = {n: torch.zeros_like(p) for n, p in group.items()}
+        fisher_pass(model, collator, [plan], sums, dict.fromkeys(sums, 1.0), Accelerator(), 2)
+        assert {n for n, p in every.items() if p.requires_grad} == set(group)
+        for name, total in sums.items():
+            torch.testing.assert_close(total, whole[name], rtol=1e-5, atol=0)
+
+
+def test_blocks_are_of_about_the_same_size():
+    sizes = {"embed": 400, "a": 100, "b": 100, "c": 100, "d": 100, "head": 400}
+    parameters = {n: torch.nn.Parameter(torch.zeros(k)) for n, k in sizes.items()}
+    names = lambda number: [list(group) for group in blocks(parameters, number)]
+    assert names(1) == [list(sizes)]
+    assert names(3) == [["embed"], ["a", "b", "c", "d"], ["head"]]
+    assert names(100) == [[name] for name in sizes]
+
+
 def test_hooks_are_gone_afterwards(setting):
     model, collator, samples = setting
     every = dict(model.named_parameters())
-    fisher_pass(
-        model, collator, [Plan("all", samples[:2], every)], Accelerator(), 2, False, torch.device("cpu")
-    )
+    passed(model, collator, [Plan("all", samples[:2], every)], 2)
     for p in model.parameters():
         p.requires_grad_(True)
     token_nll(model, collator(samples[:2])).mean().backward()
     assert all(p.grad is not None for n, p in every.items() if "language_model.norm" in n)
 
 
-# ---------------------------------------------------------------- the ratio
-def test_ratio_mask_by_hand():
-    forget = torch.tensor([0.0, 2.0, 0.0, 3.0, 2.0, 6.0, 5.9])
+# ---------------------------------------------------------------- the rule
+def test_difference_mask_by_hand():
+    """(f + ε) / (p + ε) ≥ γ as f − γp ≥ (γ − 1)ε; where neither side has a gradient it is not salient."""
+    forget = torch.tensor([0.0, 2.0, 0.0, 3.1, 2.0, 6.1, 5.9])
     preserve = torch.tensor([0.0, 0.0, 2.0, 3.0, 4.0, 3.0, 3.0])
-    of = lambda batches, threshold: ratio_mask(forget, preserve, batches, threshold).tolist()
-    assert of((1, 1), 1.0) == [False, True, False, True, False, True, True]
-    assert of((1, 1), 2.0) == [False, True, False, False, False, True, False]
-    assert of((1, 1), 0.5) == [False, True, False, True, True, True, True]
-    # sums are over 2 and 4 batches: the means are forget/2 and preserve/4
-    assert of((2, 4), 1.0) == [False, True, False, True, True, True, True]
-    assert of((2, 1), 1.0) == [False, True, False, False, False, True, False]
+    of = lambda threshold: difference_mask(forget - threshold * preserve, threshold).tolist()
+    assert of(1.0) == [False, True, False, True, False, True, True]
+    assert of(2.0) == [False, True, False, False, False, True, False]
+    assert of(0.5) == [False, True, False, True, False, True, True]
+    assert of(0.4) == [False, True, False, True, True, True, True]
+    # below ε = 1e-15: 0 / 4e-16 is (0 + ε) / 1.4ε, more than a half; 5/2 of ε is more than 2, 2/1 is not
+    tiny = lambda f, p, threshold: difference_mask(torch.tensor([f - threshold * p]), threshold).item()
+    assert tiny(0.0, 4e-16, 0.5) and not tiny(0.0, 1.5e-15, 0.5)
+    assert tiny(4e-15, 1e-15, 2.0) and not tiny(1e-15, 1e-16, 2.0)
 
 
-def test_ratio_mask_where_nothing_is_preserved():
-    """No preserve batches at all: salient wherever the forget set has a gradient."""
-    assert ratio_mask(torch.tensor([0.0, 1.0]), torch.zeros(2), (3, 0), 1.0).tolist() == [False, True]
-
-
-def test_ratio_mask_below_epsilon():
-    tiny_f, tiny_p = torch.tensor([1e-20, 1e-20, 4e-15]), torch.tensor([1e-19, 0.0, 1e-15])
-    assert ratio_mask(tiny_f, tiny_p, (1, 1), 2.0).tolist() == [False, False, True]  # 5/2 of epsilon
+def test_the_difference_decides_as_two_sums():
+    """Squares over twenty decades, summed batch by batch in one fp32 buffer, against the ratio of two sums in
+    fp64."""
+    generator = torch.Generator().manual_seed(0)
+    n, batches = 200_000, (5, 9)
+    draw = lambda k: (torch.randn(k, n, generator=generator) * scale).square()
+    scale = 10 ** (-10 * torch.rand(n, generator=generator))
+    forget, preserve = draw(batches[0]), draw(batches[1])
+    forget[:, :1000], preserve[:, 500:1500] = 0, 0
+    for threshold in (0.5, 1.0, 4.0):
+        one = torch.zeros(n)
+        for square in forget:
+            one.add_(square, alpha=1 / batches[0])
+        for square in preserve:
+            one.add_(square, alpha=-threshold / batches[1])
+        f, p = forget.double().mean(0), preserve.double().mean(0)
+        ratio = ((f + 1e-15) / (p + 1e-15) >= threshold) & ((f > 0) | (p > 0))
+        mask = difference_mask(one, threshold)
+        near = (f - threshold * p).abs() <= 1e-6 * f + 1e-28
+        assert torch.equal(mask[~near], ratio[~near]) and int(near.sum()) < 1e-4 * n + 500
+        assert not mask[500:1000].any()
 
 
 # ---------------------------------------------------------------- the files
@@ -215,16 +260,19 @@ def test_same_bits_again_and_text_only_matters_to_language(masks, tiny, nano, tm
 
 
 def test_flags_of_the_mask_script(tiny, nano, masks, tmp_path):
-    """A higher threshold only takes bits away; sums on the CPU change nothing; per-sample Fisher is another
-    mask."""
+    """A higher threshold only takes bits away; blocks change nothing; per-sample Fisher is another mask."""
     run = lambda name, *flags: run_script(
         "data_process/MLLMU_gen_mask.py", "--model_id", tiny["llava"], "--data_split_dir",
         nano / "MLLMMU-Bench", "--forget_ratio", RATIO, "--save_dir", tmp_path / name, *flags,
     )  # fmt: skip
     load = lambda folder: Mask.load(str(folder / "mllmu_both_mask.pt"), "llava")
-    run("high", "--threshold", 4, "--fisher_device", "cpu")
+    run("high", "--threshold", 4)
+    run("blocks", "--blocks", 3)
     run("sample", "--fisher", "sample", "--gradient_checkpointing")
     first, high, per_sample = load(masks("llava")), load(tmp_path / "high"), load(tmp_path / "sample")
+    in_blocks = load(tmp_path / "blocks")
+    assert all(torch.equal(first.bits[n], in_blocks.bits[n]) for n in first.bits)
+    assert first.about == in_blocks.about
     assert all(not (high.bits[n] & ~first.bits[n]).any() for n in first.bits)
     assert 0 < high.count()[0] < first.count()[0]
     assert any(not torch.equal(first.bits[n], per_sample.bits[n]) for n in first.bits)
@@ -256,7 +304,7 @@ def test_gradient_checkpointing_works_in_the_pass(tiny, processors, monkeypatch)
             mask_kind="saliency",
             vanilla_dir=None, model_id=str(tiny["llava"]), dtype="fp32", attn="sdpa",
             gradient_checkpointing=on,
-            fisher_device="model", ans_only=True, batch_size=2, fisher="batch", threshold=1.0,
+            blocks=1, ans_only=True, batch_size=2, fisher="batch", threshold=1.0,
             save_dir="x", seed=0, released=PAPER, defaults={},
         )  # fmt: skip
         one = [sample(picture=picture_cell())]

@@ -380,7 +380,7 @@ def add_released_mask_args(p: argparse.ArgumentParser) -> None:
 
 
 def add_mask_args(p: argparse.ArgumentParser) -> None:
-    """What a mask is made with: Fisher kind, batch, threshold, where the sums live."""
+    """What a mask is made with: Fisher kind, batch, threshold, how many weights at a time."""
     g = p.add_argument_group("saliency")
     g.add_argument("--save_dir", required=True, help="folder for the mask files")
     g.add_argument(
@@ -403,10 +403,11 @@ def add_mask_args(p: argparse.ArgumentParser) -> None:
         help="saliency (default); ablations of equal sparsity: topk of the forget gradients, or random",
     )
     g.add_argument(
-        "--fisher_device",
-        type=choice("model", "cpu"),
-        default="model",
-        help="where the sums lie (8 bytes per weight); default model: beside it; cpu: slower, for small GPUs",
+        "--blocks",
+        type=number(int, 1),
+        default=1,
+        help="go over the weights in so many blocks: sums (4 bytes per weight) of one block at a time, for as"
+        " many times the time; default 1",
     )
     _add_loss_args(g)
     add_seed(g, "recorded with the mask")

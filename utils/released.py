@@ -140,3 +140,14 @@ def retain_loss_everywhere(model, batch: Batch, vanilla: FrozenModel) -> torch.T
 
 
 KL_EVERYWHERE = FrozenModel, retain_loss_everywhere
+
+
+# ---------------------------------------------------------------- --fisher_dtype bf16, fp16
+def ratio_mask(
+    forget: torch.Tensor, preserve: torch.Tensor, epsilon: float, threshold: float
+) -> torch.Tensor:
+    """The mask of one parameter from its mean squared gradients, in the precision that these have.
+
+    ε and 0/0 stay what that makes of them: 0 and NaN, not salient, in fp16; 1, salient, in bf16.
+    """
+    return (forget + epsilon) / (preserve + epsilon) >= threshold
