@@ -447,7 +447,7 @@ def stopped(evaluate, monkeypatch, name: str, batches: int, **flags):
                 raise KeyboardInterrupt
             yield answered
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
         patch.setattr(workers, "answer_batches", some)
         evaluate(name, batch_size=4, **flags)
 

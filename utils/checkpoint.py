@@ -139,25 +139,30 @@ def publish(partial: Path, save_dir: str | Path) -> None:
         partial.rename(save_dir)
 
 
-def try_lock(handle: int) -> bool:
-    """Take an open file until it is closed or the process ends; False where another process has it."""
+def try_lock(handle: int, shared: bool = False, wait: bool = False) -> bool:
+    """Take an open file until it is closed or the process ends; False where another process has it.
+
+    shared: together with others who share it. wait: until it is free.
+    """
+    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, how)
     except BlockingIOError:
         return False
     return True
 
 
 @contextmanager
-def exclusive(lock: Path, doing: str) -> Iterator[None]:
+def exclusive(lock: Path, doing: str, shared: bool = False, wait: bool = False) -> Iterator[None]:
     """Hold the lock file, which exists only meanwhile. Raises SystemExit where another process holds it.
 
-    The system releases it when the process ends, however it ends. doing: for the message.
+    The system releases it when the process ends, however it ends. doing: for the message. shared, wait: as
+    for try_lock().
     """
     while True:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            free = try_lock(handle)
+            free = try_lock(handle, shared, wait)
         except OSError as why:  # file systems without locks
             print(
                 f"note: {lock.parent} cannot be locked ({why.strerror}): start nothing else that writes there"
@@ -173,5 +178,6 @@ def exclusive(lock: Path, doing: str) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
+        if not shared or try_lock(handle):  # the last of those who share it
+            lock.unlink(missing_ok=True)
         os.close(handle)

@@ -103,6 +103,14 @@ def numbers(most: int) -> Callable:
     return convert
 
 
+def part(text: str) -> tuple[int, int] | Bad:
+    """`2/4`, the second of four parts, as (2, 4)."""
+    number, _, parts = text.partition("/")
+    if number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts):
+        return int(number), int(parts)
+    return Bad(f"'{text}' is no part such as 2/4, the second of four")
+
+
 # ---------------------------------------------------------------- parser
 def any_screen() -> None:
     """Print a question mark for what the screen's encoding lacks (α under LANG=C), instead of ending the
@@ -450,6 +458,14 @@ def add_eval_args(p: argparse.ArgumentParser, splits: tuple[str, ...]) -> None:
         default=[0],
         help="one worker for each of these GPUs, 1 to 8 (comma-separated, an id may be repeated); default 0;"
         " without a GPU as many CPU workers share the cores",
+    )
+    g.add_argument(
+        "--part",
+        type=part,
+        default=(1, 1),
+        metavar="K/N",
+        help="answer the K-th of N shares, on machines with one file system; whoever is last writes the"
+        " results; default 1/1: all",
     )
     g.add_argument(
         "--batch_size", type=number(int, 1), default=256, help="most questions answered at once; default 256"

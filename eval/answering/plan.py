@@ -98,6 +98,19 @@ def plan_batches(costs: Sequence[MemoryCost], batch_size: int, batch_tokens: int
     return batches
 
 
+def share(costs: Sequence[MemoryCost], batches: Sequence[Sequence[int]], parts: int) -> list[int]:
+    """Which part, from 1 on, answers each batch: the largest first, each to the part with the least to do."""
+    work = [sum(costs[i].rows * costs[i].tokens for i in batch) for batch in batches]
+    for batch, group in enumerate(batches):
+        work[batch] += sum({costs[i].pictures: costs[i].shared for i in group}.values())
+    given, out = [0] * parts, [0] * len(batches)
+    for batch in sorted(range(len(batches)), key=lambda batch: -work[batch]):
+        part = given.index(min(given))
+        given[part] += work[batch]
+        out[batch] = part + 1
+    return out
+
+
 @dataclass
 class _Budget:
     """Rows and tokens of a batch: those used, or the most it may have."""

@@ -1,9 +1,7 @@
 """The run around an evaluation, the same for every benchmark: checks, batches, answers kept on disk, results.
 
-While it runs, answers lie in `<shot>/.forget05.<settings>.partial/answers.jsonl`, one line per batch, written
-when the batch is whole. The settings' digest is in the name: a stopped run goes on, and a run with other
-settings never picks up its answers. When all questions are answered, results appear in `<shot>/forget05/`, as
-a whole. Two runs on the same folder exclude each other.
+Answers are kept as batches finish (eval/answering/kept.py). When all questions are answered, by this run, by
+earlier ones and by parts on other machines, results appear in `<shot>/forget05/`, as a whole.
 """
 
 from __future__ import annotations
@@ -11,30 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.answering.kept import Batch, Kept
 from eval.results.predictions import Prediction, read_predictions
 from eval.results.summary import paired_differences, summarise
 from eval.tasks import TASKS
 from utils import checkpoint, jsonl, models
 from utils.data import Question, fingerprint
-
-ANSWERS = "answers.jsonl"
-
-
-@dataclass
-class Batch:
-    """What one batch brought: a line of the answers kept on disk."""
-
-    worker: int
-    cost: dict[str, Any]
-    predictions: list[Prediction]
-
-    def line(self) -> dict[str, Any]:
-        return vars(self) | {"predictions": [p.fields() for p in self.predictions]}
 
 
 def result_folder(args) -> Path:
@@ -86,20 +71,21 @@ def evaluate(
     prompts show.
     """
     settings = _settings(args, questions, examples)
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    folder = result_folder(args)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with checkpoint.exclusive(folder.with_name(f".{folder.name}.lock"), f"an evaluation writes {folder}"):
-        parts = folder.with_name(f".{folder.name}.{digest}.partial")
-        parts.mkdir(exist_ok=True)
-        kept = _kept(parts / ANSWERS)
-        finished = {p.id for batch in kept for p in batch.predictions}
-        todo = [q for q in questions if q.id not in finished]
-        if todo:
-            kept += _answer(args, questions, todo, request, parts / ANSWERS)
-        _write_results(args, questions, settings, kept, folder, bench)
-        for old in folder.parent.glob(f".{folder.name}.*.partial"):
-            shutil.rmtree(old)
+    kept = Kept(result_folder(args), settings, args.part)
+    try:
+        with kept.taken():
+            answered = {p.id for batch in kept.batches() for p in batch.predictions}
+            if any(q.id not in answered for q in questions):
+                _answer(args, questions, answered, request, kept, settings)
+            with kept.alone():
+                _finish(args, questions, settings, kept, bench)
+    except KeyboardInterrupt:
+        answered = sum(len(batch.predictions) for batch in kept.batches())
+        print(
+            f"stopped: {answered} of {len(questions)} answers are kept; the same command goes on",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from None
 
 
 def _settings(args, questions: list[Question], examples: Sequence[Question]) -> dict[str, Any]:
@@ -123,21 +109,12 @@ def _weights_stamp(folder: Path) -> str:
 
 
 # ---------------------------------------------------------------- answering
-def _kept(path: Path) -> list[Batch]:
-    """The batches on disk. A line that a stop cut short is no batch, and is cut off."""
-    lines, rest = jsonl.read(path)
-    jsonl.cut(path, rest)
-    batches = [Batch(**json.loads(line)) for line in lines]
-    for batch in batches:
-        batch.predictions = [Prediction(**fields) for fields in batch.predictions]
-    return batches
-
-
 def _answer(
-    args, questions: list[Question], todo: list[Question], request: Callable, path: Path
-) -> list[Batch]:
-    """Answer what is still to do, in the batches of the whole list; each is on disk when it is done."""
-    from eval.answering.plan import plan_batches
+    args, questions: list[Question], answered: set[str], request: Callable, kept: Kept, settings: dict
+) -> None:
+    """Answer what is still to do of this part, in the batches of the whole list; each is on disk when it is
+    done."""
+    from eval.answering.plan import plan_batches, share
     from eval.answering.workers import Setup, answer_batches, pick_devices
     from utils.collate import Chat, PromptLengths
 
@@ -149,24 +126,51 @@ def _answer(
     requests = {q.id: request(q, chat) for q in questions}
     lengths = PromptLengths(processor, chat)
     costs = [requests[q.id].memory_cost(lengths, args.max_new_tokens) for q in questions]
-    wanted = {q.id for q in todo}
-    batches = [
-        [questions[i] for i in batch] for batch in plan_batches(costs, args.batch_size, args.batch_tokens)
-    ]
-    batches = [[q for q in batch if q.id in wanted] for batch in batches]
-    batches = {number: batch for number, batch in enumerate(batches) if batch}
+    planned = plan_batches(costs, args.batch_size, args.batch_tokens)
+    if kept.parts > 1:
+        _agree(args, kept, settings, planned, devices)
+    kept.answers.mkdir(exist_ok=True)
+    shares = share(costs, planned, kept.parts)
+    batches = {}
+    for number, batch in enumerate(planned):
+        left = [questions[i] for i in batch if questions[i].id not in answered]
+        if left and shares[number] == kept.part:
+            batches[number] = left
+    todo = sum(map(len, batches.values()))
+    if not todo:
+        return
     setup = Setup(args.evaluated_model, args.original_model, args.dtype, args.attn, args.max_new_tokens)
     asked = {number: [requests[q.id] for q in batch] for number, batch in batches.items()}
-    out = []
-    with path.open("ab") as file, Progress(len(todo), devices) as progress:
+    with kept.file.open("ab") as file, Progress(todo, devices) as progress:
         for done in answer_batches(setup, devices, asked):
             batch = batches[done.batch]
-            answered = zip(batch, done.answers, strict=True)
-            scored = [Prediction.of(q, requests[q.id].prompt, reply) for q, reply in answered]
-            out.append(Batch(done.worker, done.cost, scored))
-            jsonl.append(file, out[-1].line())
+            replies = zip(batch, done.answers, strict=True)
+            scored = [Prediction.of(q, requests[q.id].prompt, reply) for q, reply in replies]
+            jsonl.append(file, Batch(done.worker, done.cost, scored, kept.part).line())
             progress.update(done.worker, len(batch))
-    return out
+
+
+def _agree(args, kept: Kept, settings: dict, planned: list[list[int]], devices: Sequence[str]) -> None:
+    """Stop unless the other parts were started with the same arguments, model, questions and versions: they
+    answer batches of one list."""
+    limits = {name: getattr(args, name) for name in ("batch_size", "batch_tokens")}
+    differ = kept.agree(
+        {"parts": kept.parts}
+        | limits
+        | settings
+        | {
+            "precision": str(models.pick_dtype(args.dtype)),
+            "device": devices[0].partition(":")[0],
+            "versions": checkpoint.versions(),
+            "batches": hashlib.sha256(json.dumps(planned).encode()).hexdigest()[:16],
+        }
+    )
+    if differ:
+        args.problems.add(
+            f"--part: other {', '.join(differ)} than the first part had; start all with the same command, or"
+            f" remove {kept.plan} to start anew"
+        )
+        args.problems.stop()
 
 
 class Progress:
@@ -200,11 +204,27 @@ class Progress:
 
 
 # ---------------------------------------------------------------- results
+def _finish(args, questions: list[Question], settings: dict, kept: Kept, bench) -> None:
+    """Write the results if all is answered; else leave that to the part that is last."""
+    if not kept.answers.is_dir():
+        print(f"part {kept.part} of {kept.parts} is done; another has written {kept.folder}")
+        return
+    batches = kept.batches()
+    answered = {p.id: p for batch in batches for p in batch.predictions}
+    left = sum(q.id not in answered for q in questions)
+    if left:
+        print(
+            f"part {kept.part} of {kept.parts} is done; {left} questions are left to the others, whose last"
+            f" writes {kept.folder}"
+        )
+        return
+    _write_results(args, [answered[q.id] for q in questions], settings, batches, kept.folder, bench)
+    kept.remove()
+
+
 def _write_results(
-    args, questions: list[Question], settings: dict, kept: list[Batch], folder: Path, bench
+    args, predictions: list[Prediction], settings: dict, batches: list[Batch], folder: Path, bench
 ) -> None:
-    answered = {p.id: p for batch in kept for p in batch.predictions}
-    predictions = [answered[q.id] for q in questions]
     fresh = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
@@ -221,7 +241,7 @@ def _write_results(
         **_differences(args, predictions),
         "settings": settings,
         "versions": checkpoint.versions(),
-        "cost": _cost(kept),
+        "cost": _cost(batches),
     }
     checkpoint.write_json(fresh / "results.json", results)
     checkpoint.publish(fresh, folder)
@@ -245,15 +265,15 @@ def _differences(args, predictions: list[Prediction]) -> dict[str, Any]:
     return {"differences": {"vanilla": str(vanilla), "splits": paired_differences(predictions, theirs)}}
 
 
-def _cost(kept: list[Batch]) -> list[dict[str, Any]]:
+def _cost(batches: list[Batch]) -> list[dict[str, Any]]:
     """Per worker: questions, seconds at work (loading included), peaks of memory; over all runs, if there
     were stops."""
-    workers: dict[int, dict[str, Any]] = {}
-    for batch in kept:
+    workers: dict[tuple[int, int], dict[str, Any]] = {}
+    for batch in batches:
         new = batch.cost
-        old = workers.setdefault(batch.worker, {**new, "questions": 0, "seconds": 0.0})
+        old = workers.setdefault((batch.part, batch.worker), {**new, "questions": 0, "seconds": 0.0})
         old["questions"] += new["questions"]
         old["seconds"] = round(old["seconds"] + new["seconds"], 1)
         for name in ("peak_memory_bytes", "peak_gpu_memory_bytes"):
             old[name] = new[name] and max(old[name] or 0, new[name])
-    return [workers[number] for number in sorted(workers)]
+    return [workers[place] for place in sorted(workers)]

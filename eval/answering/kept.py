@@ -1,0 +1,103 @@
+"""Answers on disk, while an evaluation is not whole yet, and what keeps its parts together.
+
+They lie in `<shot>/.forget05.<settings>.partial/answers.jsonl`, one line per batch, written when the batch
+is whole. The settings' digest is in the name: a stopped run goes on, and a run with other settings never
+picks up its answers.
+
+Several machines with one file system may each answer a part (`--part 2/4`), into `answers.2of4.jsonl` of the
+same folder. The first part to start writes into `<shot>/.forget05.parts.json` what it was started with, and
+any that is started otherwise is refused. Two runs, and two of one part, exclude each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.results.predictions import Prediction
+from utils import checkpoint, jsonl
+
+
+@dataclass
+class Batch:
+    """What one batch brought: a line of the answers on disk."""
+
+    worker: int
+    cost: dict[str, Any]
+    predictions: list[Prediction]
+    part: int = 1
+
+    def line(self) -> dict[str, Any]:
+        return vars(self) | {"predictions": [p.fields() for p in self.predictions]}
+
+
+class Kept:
+    """The answers to come into `folder`. settings: whatever changes one; part: (number, of how many)."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any], part: tuple[int, int]):
+        self.folder, (self.part, self.parts) = folder, part
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+        self.answers = self._beside(f"{digest}.partial")
+        self.file = self.answers / ("answers.jsonl" if self.parts == 1 else f"answers.{self.name}.jsonl")
+        self.plan = self._beside("parts.json")
+
+    @property
+    def name(self) -> str:
+        return f"{self.part}of{self.parts}"
+
+    def _beside(self, name: str) -> Path:
+        return self.folder.with_name(f".{self.folder.name}.{name}")
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Nobody else writes the result meanwhile, but for other parts. Raises SystemExit where somebody
+        does."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        doing = f"an evaluation writes {self.folder}"
+        with ExitStack() as locks:
+            several = self.parts > 1
+            locks.enter_context(checkpoint.exclusive(self._beside("lock"), doing, shared=several))
+            if several:
+                doing = f"part {self.part} of {self.parts} of {doing}"
+                locks.enter_context(checkpoint.exclusive(self._beside(f"{self.name}.lock"), doing))
+            jsonl.cut(self.file, jsonl.read(self.file)[1])  # a line that a stop cut short is no batch
+            yield
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other part agrees or merges meanwhile: it waits."""
+        with checkpoint.exclusive(self._beside("parts.lock"), "another part", wait=True):
+            yield
+
+    def agree(self, plan: dict[str, Any]) -> list[str]:
+        """What of `plan` is not as the first part to start had it; this one is where none was before."""
+        with self.alone():
+            if not self.plan.is_file():
+                checkpoint.write_json(self.plan, plan)
+                return []
+            before = checkpoint.read_json(self.plan)
+        return [name for name in plan if before.get(name) != json.loads(json.dumps(plan[name]))]
+
+    def batches(self) -> list[Batch]:
+        """All that is answered, by whichever part."""
+        return [batch for file in sorted(self.answers.glob("answers*.jsonl")) for batch in _read(file)]
+
+    def remove(self) -> None:
+        """What is kept of this result, with these settings and others."""
+        for old in self.folder.parent.glob(f".{self.folder.name}.*.partial"):
+            shutil.rmtree(old)
+        self.plan.unlink(missing_ok=True)
+
+
+def _read(file: Path) -> list[Batch]:
+    """The batches of a file, a line that is not whole left out: another part may just be writing it."""
+    batches = [Batch(**json.loads(line)) for line in jsonl.read(file)[0]]
+    for batch in batches:
+        batch.predictions = [Prediction(**fields) for fields in batch.predictions]
+    return batches
