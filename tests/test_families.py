@@ -440,3 +440,27 @@ def test_generation_settings_of_a_checkpoint(settings, tiny, train_args, tmp_pat
         answerer = Answerer(model, processor, models.family_of(model), max_new_tokens=8)
         replies.append(answerer.answer([Request(Chat(processor).prompt("Who lives in Paris?", 0))]))
     assert replies[0] == replies[1]
+
+
+@pytest.mark.parametrize(
+    ("script", "value"),
+    [("MLLMU_GA.py", "nan"), ("data_process/MLLMU_gen_mask.py", "inf"), ("eval/CLEAR_eval.py", "-inf")],
+)
+def test_weights_that_are_no_numbers_are_refused(script, value, tiny, nano, tmp_path):
+    """One NaN in one weight would make every loss NaN, and every reply empty."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny["llava"], tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(file)
+    name = sorted(tensors)[-1]
+    tensors[name].view(-1)[7] = float(value)
+    save_file(tensors, file, metadata={"format": "pt"})
+    flag = "--evaluated_model" if "eval" in script else "--model_id"
+    data = nano / ("CLEAR" if "CLEAR" in script else "MLLMMU-Bench")
+    out = ["--output_dir" if "eval" in script else "--save_dir", tmp_path / "out"]
+    with pytest.raises(SystemExit, match=r"NaN or infinity in 1 of its weight tensors, e\.g\. "):
+        run_script(
+            script, flag, tmp_path / "model", "--data_split_dir", data, "--forget_ratio", 10, *out
+        )  # fmt: skip
+    assert not list(tmp_path.glob("out/**/results.json")) and not list(tmp_path.glob("out/run.json"))

@@ -246,8 +246,8 @@ def autocast(dtype: str):
 
 
 def load_model(name: str, dtype: str = "auto", attn: str = "sdpa") -> PreTrainedModel:
-    """The model on the CPU. Raises SystemExit naming the model when it is not there, of no use, or not
-    whole."""
+    """The model on the CPU. Raises SystemExit naming the model when it is not there, of no use, not whole,
+    or when its weights are no numbers."""
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText
     from transformers.utils import logging
@@ -274,7 +274,23 @@ def load_model(name: str, dtype: str = "auto", attn: str = "sdpa") -> PreTrained
         raise SystemExit(
             f"error: the files of {name} lack {len(missing)} of the model's weights, e.g. {missing[0]}"
         )
+    if broken := not_finite(model):  # its empty replies would look like perfect forgetting
+        raise SystemExit(
+            f"error: {name}: NaN or infinity in {len(broken)} of its weight tensors, e.g. {broken[0]}: its"
+            " training went wrong; train it again with a lower --lr"
+        )
     return model
+
+
+def not_finite(model: PreTrainedModel) -> list[str]:
+    """Names of the parameters that hold NaN or infinity, which a sum shows at the price of reading them."""
+    import torch
+
+    return [
+        name
+        for name, p in model.named_parameters()
+        if not (torch.isfinite(p.detach().sum(dtype=torch.float32)) or torch.isfinite(p).all())
+    ]
 
 
 def load_processor(*names: str | None) -> ProcessorMixin:
