@@ -55,13 +55,14 @@ def test_an_epoch_in_bf16_is_one_in_fp32(script, train_args, vanilla, mask, tmp_
         "mixed": {"dtype": "mixed"},
         "bf16": {"dtype": "bf16"},
         "bf16 moments": {"dtype": "bf16", "moments": "bf16"},
+        "8 bit moments": {"dtype": "bf16", "moments": "8bit"},
         "plain": {"dtype": "bf16", "rounding": "nearest"},
     }
     found, said = {}, {}
     for name, more in ways.items():
         run_script(script, *train_args(**flags, **more, save_dir=tmp_path / name))
         found[name], said[name] = update(tmp_path / name, vanilla), capsys.readouterr().out
-    for name in ("mixed", "bf16", "bf16 moments"):
+    for name in ("mixed", "bf16", "bf16 moments", "8 bit moments"):
         cosine, length = likeness(found[name], found["fp32"])
         assert cosine > 0.97 and length == pytest.approx(1, abs=0.05), name
         assert "saved in" not in said[name]
@@ -100,7 +101,7 @@ def test_an_evaluation_says_that_it_rounds(tiny, vanilla, nano, tmp_path, capsys
         assert ("note: weights in fp32 are rounded to bf16" in capsys.readouterr().out) == noted
 
 
-@pytest.mark.parametrize("moments", ["fp32", "bf16"])
+@pytest.mark.parametrize("moments", ["fp32", "8bit"])
 def test_resume_in_bf16_equals_uninterrupted(moments, train_args, vanilla, mask, tmp_path):
     flags = {
         "model_id": vanilla, "lr": LR, "dtype": "bf16", "moments": moments, "grad_mask_path": mask,

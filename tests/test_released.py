@@ -139,6 +139,13 @@ def test_labels_in_a_run(train_args, tmp_path, capsys):
         assert said.startswith("error: --answer_tokens: ")
 
 
+@pytest.mark.parametrize("moments", ["bf16", "8bit"])
+def test_rounding_nearest_has_moments_of_its_own(moments, train_args, capsys):
+    argv = train_args(rounding="nearest", moments=moments, dtype="bf16")
+    (said,) = refused("MLLMU_GA.py", argv, capsys)
+    assert said.startswith("error: --moments: ")
+
+
 # ---------------------------------------------------------------- schedule and data
 def test_schedule_every_epoch(train_args, tmp_path):
     """Eight steps in two epochs: linear decay takes one eighth after four steps, not after each."""

@@ -30,6 +30,11 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
             "--answer_tokens: skip_first is about a loss on the answer alone; not with --loss_tokens all or"
             " --ans_only False"
         )
+    if args.released.rounding == "nearest" and args.moments != "fp32":
+        args.problems.add(
+            f"--moments: {args.moments} has no effect with --rounding nearest, whose moments have"
+            " their weights' precision; leave one of the two out"
+        )
     args.mask = read_mask(args, bench) if args.grad_mask_path else None
     if args.resume and not args.problems.lines:
         check_resume(args, data)

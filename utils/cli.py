@@ -262,9 +262,9 @@ def add_train_args(p: argparse.ArgumentParser) -> None:
     g.add_argument("--num_epochs", type=number(int, 1), default=1, help="epochs; default 1")
     g.add_argument(
         "--moments",
-        type=choice("fp32", "bf16"),
+        type=choice("fp32", "bf16", "8bit"),
         default="fp32",
-        help="AdamW's moments; default fp32; bf16, rounded at random: half the memory",
+        help="AdamW's moments; default fp32; bf16, rounded at random: half the memory; 8bit: a quarter",
     )
     g.add_argument(
         "--save_dtype",

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -147,7 +148,7 @@ def today(name: str, model_type: str) -> str:
 
 
 # ---------------------------------------------------------------- parameters in pieces
-PIECE = {"cpu": 1 << 20, "cuda": 1 << 26}  # weights at a time, a multiple of 64
+PIECE = {"cpu": 1 << 20, "cuda": 1 << 26}  # weights at a time
 INTEGER = {4: torch.int32, 2: torch.int16}  # by bytes of a number
 
 
@@ -167,12 +168,13 @@ class Piece:
         return unpack(bits[self.start // 8 : -(-self.stop // 8)], [self.stop - self.start])
 
 
-def pieces(p: torch.Tensor) -> Iterator[Piece]:
-    """A parameter in pieces; whole where its memory is in another order than its shape."""
+def pieces(p: torch.Tensor, unit: int = 1) -> Iterator[Piece]:
+    """A parameter in pieces of whole units; whole where its memory is in another order than its shape."""
     if not (p.is_contiguous() and p.grad.is_contiguous()):
         yield Piece(p.shape)
         return
-    size = PIECE.get(p.device.type, PIECE["cuda"])
+    unit = math.lcm(8, unit)  # a piece begins at a whole byte of a mask
+    size = max(1, PIECE.get(p.device.type, PIECE["cuda"]) // unit) * unit
     for start in range(0, p.numel(), size):
         yield Piece(p.shape, start, min(p.numel(), start + size))
 

@@ -216,7 +216,8 @@ def pick_dtype(name: str) -> torch.dtype:
     if name == "auto":
         name = "bf16" if torch.cuda.is_available() else "fp32"
     fp32 = torch.float32
-    return {"fp32": fp32, "mixed": fp32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    known = {"fp32": fp32, "mixed": fp32, "bf16": torch.bfloat16, "fp16": torch.float16, "8bit": torch.uint8}
+    return known[name]
 
 
 def rounds(name: str, dtype: str) -> bool:

@@ -11,9 +11,12 @@ Moments in 16 bits. Rounded to the nearest, a second moment in bf16 stalls, sinc
 v. It is rounded up or down at random instead, in proportion to the distances (stochastic rounding), which is
 right on average.
 
+Moments in 8 bits: utils/eight_bit.py.
+
 A mask. A gradient of zero does not keep a weight: momentum and decay move it. The step is computed beside
 the old values and put in place where the mask is 1; outside, weight, compensation and moments keep every
-bit.
+bit. Moments in 8 bits do so in blocks that lie outside as a whole; elsewhere they are rounded anew, for the
+scale of their block may change.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from collections.abc import Mapping
 import torch
 from torch.optim.adamw import adamw
 
+from utils import eight_bit
 from utils.masks import every_bit, pieces
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -31,9 +35,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class AdamW(torch.optim.AdamW):
     """torch.optim.AdamW, fused.
 
-    moments: torch.float32, or torch.bfloat16 with stochastic rounding. compensated: keep what rounding loses
-    of weights in 16 bits. False is torch's own: weights in 16 bits, and their moments, rounded to the nearest
-    (as the released code has them).
+    moments: torch.float32, torch.bfloat16 with stochastic rounding, or eight_bit.DTYPE. compensated: keep
+    what rounding loses of weights in 16 bits. False is torch's own: weights in 16 bits, and their moments,
+    rounded to the nearest (as the released code has them).
     """
 
     def __init__(self, params, compensated: bool = True, moments=torch.float32, **settings):
@@ -65,7 +69,13 @@ class AdamW(torch.optim.AdamW):
 
     def _is_torchs(self, p: torch.Tensor) -> bool:
         """Whether torch's own step is right for a parameter."""
-        return not self.compensated or p.dtype is self.moments is torch.float32
+        return not self.compensated or p.dtype is self._moments(p) is torch.float32
+
+    def _moments(self, p: torch.Tensor) -> torch.dtype:
+        if not self.compensated:
+            return p.dtype
+        small = self.moments is eight_bit.DTYPE and not eight_bit.block_of(p.shape)
+        return torch.float32 if small else self.moments
 
     def _step_whole(self, chosen: set[int]) -> None:
         groups = self.param_groups
@@ -81,14 +91,18 @@ class AdamW(torch.optim.AdamW):
         state = self.state[p]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
-            for name in MOMENTS:
-                state[name] = torch.zeros_like(p, dtype=self.moments if self.compensated else p.dtype)
+            if (moments := self._moments(p)) is eight_bit.DTYPE:
+                state |= eight_bit.empty_state(p, eight_bit.block_of(p.shape))
+            else:
+                state |= {name: torch.zeros_like(p, dtype=moments) for name in MOMENTS}
             if self.compensated and p.dtype is not torch.float32:
                 state["compensation"] = torch.zeros_like(p)
         return state
 
     def _step_in_pieces(self, group: dict, p: torch.Tensor, mask: torch.Tensor | None, seed: int) -> None:
-        state = self._state(p)
+        state, block = self._state(p), 0
+        if eight_bit.SCALES[MOMENTS[0]] in state:
+            block = eight_bit.block_of(p.shape)
         state["step"] += 1
         beta1, beta2 = group["betas"]
         settings = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize")}
@@ -96,9 +110,15 @@ class AdamW(torch.optim.AdamW):
         random = None
         if self.compensated and self.moments is torch.bfloat16:
             random = torch.Generator(p.device).manual_seed(seed)
-        for piece in pieces(p):
-            olds = {"weight": piece(p), **{name: piece(state[name]) for name in MOMENTS}}
-            news = {name: self._scratch(name, old, exact) for name, old in olds.items()}
+        for piece in pieces(p, block or 1):
+            olds = {"weight": piece(p)}
+            news = {"weight": self._scratch("weight", olds["weight"], exact)}
+            if block:
+                coded = {name: eight_bit.Coded(name, state, piece, block) for name in MOMENTS}
+                news |= {name: of.read(self._room(name, olds["weight"], exact)) for name, of in coded.items()}
+            else:
+                olds |= {name: piece(state[name]) for name in MOMENTS}
+                news |= {name: self._scratch(name, olds[name], exact) for name in MOMENTS}
             if "compensation" in state:
                 olds["compensation"] = piece(state["compensation"])
                 news["weight"].add_(olds["compensation"])
@@ -116,22 +136,29 @@ class AdamW(torch.optim.AdamW):
             if random is not None:
                 news |= {name: _round_at_random(news[name], random) for name in MOMENTS}
             inside = None if mask is None else piece.mask(mask)
+            if block:
+                for name, of in coded.items():
+                    of.write(news[name], inside, self._room("before", news[name], exact))
             for name, old in olds.items():
                 _put(news[name], old, inside)
 
     def _scratch(self, name: str, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """A copy of a piece in memory that is used again: fresh memory would cost more than the step."""
+        """A copy of a piece in `_room`."""
+        return self._room(name, like, dtype).copy_(like)
+
+    def _room(self, name: str, like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Memory for a piece that is used again: fresh memory would cost more than the step."""
         key = name, like.device, dtype
         if key not in self.memory or self.memory[key].numel() < like.numel():
             self.memory[key] = torch.empty(like.numel(), dtype=dtype, device=like.device)
-        return self.memory[key][: like.numel()].view(like.shape).copy_(like)
+        return self.memory[key][: like.numel()].view(like.shape)
 
     def load_state_dict(self, state_dict: dict) -> None:
         """torch casts moments to their weights' precision; ours stay what they were."""
         super().load_state_dict(state_dict)
         order = [p for group in self.param_groups for p in group["params"]]
         for number, kept in state_dict["state"].items():
-            for name in MOMENTS:
+            for name in kept.keys() & {*MOMENTS, *eight_bit.SCALES.values()}:
                 self.state[order[number]][name] = kept[name].to(order[number].device, copy=True)
 
 
