@@ -24,7 +24,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from data_process.coverage import coverage, heat_map, print_coverage
-from utils import checkpoint, checks, models
+from utils import checkpoint, engines, models
 from utils.data import Sample
 from utils.losses import token_nll
 from utils.released import MASK_SWITCHES, ratio_mask
@@ -231,13 +231,11 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
     data: {"forget": pictures, "retain": pictures, "text": text questions about everybody}.
     """
     import torch
-    from accelerate import Accelerator
 
     from utils.collate import Collator
     from utils.masks import model_fingerprint, pack
 
-    started, accelerator = time.monotonic(), Accelerator()
-    checks.check_processes(accelerator)
+    started, accelerator = time.monotonic(), engines.accelerator()
     name = args.vanilla_dir or args.model_id
     processor = models.load_processor(name, args.model_id)
     model = models.load_model(name, args.dtype, args.attn).to(accelerator.device)

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import checkpoint, cli, models
+from utils import checkpoint, cli, engines, models
 from utils.data import Sample, fingerprint
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
     """Stop with all mistakes, or say what is run, on what. Torch is imported for a mask, and for a family
     outside the table, only. Sets args.mask, for Trainer.load_mask."""
+    engines.check(args.problems)
     for flag, name in args.models.items():
         models.check_model(name, flag, args.problems)
     start = [(flag, args.models[flag]) for flag in ("--vanilla_dir", "--model_id") if flag in args.models]
@@ -91,14 +92,3 @@ def read_mask(args, bench: Bench) -> Mask | None:
         args.problems.add(f"--grad_mask_path: {why}; {bench.MASK_SCRIPT} makes one for this model")
         return None
     return mask
-
-
-def check_processes(accelerator) -> None:
-    """End the run where several processes were started that do not know of each other: each would do all of
-    the work and write the same folder."""
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != accelerator.num_processes:
-        raise SystemExit(
-            f"error: {started} processes were started, but they do not work together; on CPUs launch with"
-            " ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
-        )

@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ import torch
 
 from utils.models import FAMILIES, local_folder, weight_files
 from utils.released import MASK_NAMES, PAPER, Released
+from utils.shards import local, span
 
 FORMAT = "mmunlearner-mask-1"
 
@@ -52,16 +53,29 @@ def unpack(bits: torch.Tensor, shape: torch.Size | list[int]) -> torch.Tensor:
     return flat.view(tuple(shape))
 
 
+def repack(bits: torch.Tensor, first: int, last: int) -> torch.Tensor:
+    """The packed mask of the weights [first, last) of a packed mask: they need not begin at a byte."""
+    start = first // 8
+    part = bits[start : -(-last // 8)]
+    return pack(unpack(part, [last - 8 * start])[first % 8 :]).to(bits.device) if last > first else bits[:0]
+
+
 # ---------------------------------------------------------------- the mask in memory
 @dataclass
 class Mask:
     """bits and shape per parameter name; `about` is what the file says of its origin; `rules`, how a forget
-    step uses the mask: its clip, unlisted and masked_weights."""
+    step uses the mask: its clip, unlisted and masked_weights; `closed`, parameters of which nothing is
+    salient, in no process's share."""
 
     bits: dict[str, torch.Tensor]
     shapes: dict[str, list[int]]
     about: dict[str, Any] = field(default_factory=dict)
     rules: Released = PAPER
+    closed: frozenset[str] | None = None
+
+    def __post_init__(self):
+        if self.closed is None:
+            self.closed = frozenset(name for name, bits in self.bits.items() if not bits.any())
 
     def count(self) -> tuple[int, int]:
         """(salient weights, weights that the mask names)."""
@@ -74,6 +88,12 @@ class Mask:
 
     def to(self, device) -> Mask:
         return replace(self, bits={name: bits.to(device) for name, bits in self.bits.items()})
+
+    def shard(self, parameters: Mapping[str, torch.Tensor]) -> Mask:
+        """The mask of what this process holds of each parameter; all of it where nothing is cut."""
+        bits = {name: repack(bits, *span(parameters[name])) for name, bits in self.bits.items()}
+        shapes = {name: list(local(parameters[name]).shape) for name in self.bits}
+        return replace(self, bits=bits, shapes=shapes)
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all."""
@@ -168,9 +188,10 @@ class Piece:
         return unpack(bits[self.start // 8 : -(-self.stop // 8)], [self.stop - self.start])
 
 
-def pieces(p: torch.Tensor, unit: int = 1) -> Iterator[Piece]:
-    """A parameter in pieces of whole units; whole where its memory is in another order than its shape."""
-    if not (p.is_contiguous() and p.grad.is_contiguous()):
+def pieces(p: torch.Tensor, gradient: torch.Tensor, unit: int = 1) -> Iterator[Piece]:
+    """A parameter, or a process's share of it, in pieces of whole units; whole where its memory, or its
+    gradient's, is in another order than its shape."""
+    if not (p.is_contiguous() and gradient.is_contiguous()):
         yield Piece(p.shape)
         return
     unit = math.lcm(8, unit)  # a piece begins at a whole byte of a mask
@@ -194,11 +215,12 @@ def mask_gradients(named_parameters: dict[str, torch.nn.Parameter], mask: Mask) 
     for name, parameter in named_parameters.items():
         if parameter.grad is None or (name not in mask.bits and mask.rules.unlisted == "train"):
             continue
-        if name in mask.bits and mask.bits[name].any():
-            for piece in pieces(parameter):
-                gradient = piece(parameter.grad)
-                bits = every_bit(piece.mask(mask.bits[name]), gradient)
-                gradient.view(bits.dtype).bitwise_and_(bits)
+        if name in mask.bits and name not in mask.closed:
+            gradient = local(parameter.grad)
+            for piece in pieces(local(parameter), gradient):
+                part = piece(gradient)
+                bits = every_bit(piece.mask(mask.bits[name]), part)
+                part.view(bits.dtype).bitwise_and_(bits)
         elif mask.rules.masked_weights == "drift":
             parameter.grad.zero_()
         else:

@@ -352,6 +352,17 @@ def empty_model(name: str) -> PreTrainedModel:
         )
 
 
+def hollow(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the same configuration on the meta device."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        copy = AutoModelForImageTextToText.from_config(model.config)
+    copy.generation_config = model.generation_config
+    return copy
+
+
 # ---------------------------------------------------------------- parts
 class UnknownParts(ValueError):
     """A model whose vision and language parts cannot be told apart; the message says why."""

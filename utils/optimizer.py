@@ -28,6 +28,7 @@ from torch.optim.adamw import adamw
 
 from utils import eight_bit
 from utils.masks import every_bit, pieces
+from utils.shards import local
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -110,8 +111,10 @@ class AdamW(torch.optim.AdamW):
         random = None
         if self.compensated and self.moments is torch.bfloat16:
             random = torch.Generator(p.device).manual_seed(seed)
-        for piece in pieces(p, block or 1):
-            olds = {"weight": piece(p)}
+        share, gradients = local(p), local(p.grad)
+        state = {name: local(kept) for name, kept in state.items()}
+        for piece in pieces(share, gradients, block or 1):
+            olds = {"weight": piece(share)}
             news = {"weight": self._scratch("weight", olds["weight"], exact)}
             if block:
                 coded = {name: eight_bit.Coded(name, state, piece, block) for name in MOMENTS}
@@ -122,7 +125,7 @@ class AdamW(torch.optim.AdamW):
             if "compensation" in state:
                 olds["compensation"] = piece(state["compensation"])
                 news["weight"].add_(olds["compensation"])
-            gradient = piece(p.grad)
+            gradient = piece(gradients)
             if gradient.dtype is not exact:
                 gradient = self._scratch("gradient", gradient, exact)
             adamw(

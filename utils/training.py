@@ -21,7 +21,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from utils import checkpoint, checks, models
+from utils import checkpoint, engines, models
 from utils.batches import Stream, loader
 from utils.data import Sample
 
@@ -90,7 +90,6 @@ class Trainer:
 
     def __init__(self, args, data: dict[str, list[Sample]]):
         import torch
-        from accelerate import Accelerator, DistributedDataParallelKwargs
         from accelerate.utils import set_seed
 
         from utils.optimizer import AdamW
@@ -98,11 +97,7 @@ class Trainer:
 
         self.args, self.started = args, time.monotonic()
         self.dtype = dtype = models.training_dtype(args)
-        # text-only batches leave the vision part without gradients
-        self.accelerator = Accelerator(
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
-        )
-        checks.check_processes(self.accelerator)
+        self.accelerator = engines.accelerator()
         set_seed(args.seed)
         self.vanilla = args.vanilla_dir or args.model_id
         self.processor = models.load_processor(self.vanilla, args.model_id)
@@ -115,8 +110,7 @@ class Trainer:
         self.update = UpdateSample({name: weights[name] for name in changing}, whole=args.lora)
         if args.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if args.lora:
-            model = models.add_lora(model, args)
+        model = self._adapt(model)
         trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = AdamW(
             trained, compensated=args.released.rounding == "compensated",
@@ -127,7 +121,7 @@ class Trainer:
         name = "bf16" if dtype == "bf16" and not self.optimizer.compensated else "fp32"
         name = name if args.save_dtype == "auto" else args.save_dtype
         self.save_dtype = models.pick_dtype(name)
-        self.model, self.optimizer = self.accelerator.prepare(model.train(), self.optimizer)
+        self.model, self.optimizer = engines.prepare(self.accelerator, model.train(), self.optimizer)
         self.accelerator.register_for_checkpointing(self.update)
         self.parameters = dict(self.accelerator.unwrap_model(self.model).named_parameters())
         self.partial = checkpoint.partial_folder(args.save_dir)
@@ -140,27 +134,25 @@ class Trainer:
             f" {bits(trained[0].dtype)}, arithmetic in {bits(arithmetic)}"
         )
 
+    def _adapt(self, model: PreTrainedModel):
+        """The model with the adapters of --lora."""
+        return models.add_lora(model, self.args) if self.args.lora else model
+
     def say(self, line: str) -> None:
         self.accelerator.print(line)
 
     def load_mask(self) -> Mask | None:
         """The mask of --grad_mask_path, which utils.checks has read, on the device; None without that flag.
         Its coverage is printed."""
-        from accelerate.utils import DistributedType
-
         mask = self.args.mask
         if mask is None:
             return None
-        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-            raise SystemExit(
-                "error: --grad_mask_path: FSDP and DeepSpeed cut the weights that a mask is over"
-            )
         salient, named = mask.count()
         total = sum(p.numel() for p in self.parameters.values())
         self.say(f"mask: forget steps may change {salient:,} of {named:,} weights named, {total:,} in all")
         if mask.rules.unlisted == "train":
             self.say(f"as released: also the {total - named:,} weights that the mask does not name")
-        return mask.to(self.accelerator.device)
+        return mask.shard(self.parameters).to(self.accelerator.device)
 
     # ------------------------------------------------------------ the loop
     def fit(self, order: Order) -> None:
@@ -216,12 +208,14 @@ class Trainer:
         import torch
 
         from utils.masks import mask_gradients
+        from utils.shards import local
 
         acc = self.accelerator
         total, count = torch.zeros((), device=acc.device), 0
         for k, (batch, counts) in enumerate(forwards):
             last = k == len(forwards) - 1
-            with nullcontext() if last else acc.no_sync(self.model):
+            # what is cut is summed at once: kept back, each process would hold a gradient of all weights
+            with nullcontext() if last or acc.is_fsdp2 else acc.no_sync(self.model):
                 with models.autocast(self.dtype):
                     terms = phase.loss(self.model, batch.to(acc.device))  # (N,)
                 value = terms.sum() * (1.0 if counts else 0.0)
@@ -235,7 +229,7 @@ class Trainer:
         # DDP has averaged the gradients of sums over the processes; what the step follows is the mean over
         # all terms
         scale = acc.num_processes / count
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        gradients = [local(p.grad) for p in self.parameters.values() if p.grad is not None]
         torch._foreach_mul_(gradients, scale)
         clip_first = phase.mask is not None and phase.mask.rules.clip == "before_mask"
         if phase.mask is not None and not clip_first:
@@ -311,18 +305,19 @@ class Trainer:
 
     def save(self) -> None:
         """Write model, processor and run.json, and give the folder its final name; what moved is printed."""
-        from accelerate.utils import DistributedType
+        from utils.shards import whole_weights
 
         acc = self.accelerator
-        model, weights = acc.unwrap_model(self.model), None
-        if acc.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-            weights = acc.get_state_dict(self.model)  # gathered: what each process holds is a part
+        model, state = acc.unwrap_model(self.model), self.optimizer.optimizer.state
+        self.update.join()
+        # what each process holds of a cut weight is a part
+        weights = whole_weights(model, state, keep=acc.is_main_process) if acc.is_fsdp2 else None
         if acc.is_main_process:
-            if weights is None:
-                model = self._exact(model)
-                self._report(dict(model.named_parameters()))
-                model.to(self.save_dtype)
-            model.save_pretrained(self.partial, state_dict=weights)
+            model = self._exact(model, state) if weights is None else self._assembled(model, weights)
+            model = model.merge_and_unload() if self.args.lora else model
+            self._report(dict(model.named_parameters()))
+            model.to(self.save_dtype)
+            model.save_pretrained(self.partial)
             self.processor.save_pretrained(self.partial)
             shutil.rmtree(self.partial / "state", ignore_errors=True)
             self.manifest |= {"final_losses": self.losses, **checkpoint.cost(self.started)}
@@ -331,15 +326,22 @@ class Trainer:
         acc.wait_for_everyone()
         self.say(f"saved {self.args.save_dir}")
 
-    def _exact(self, model) -> PreTrainedModel:
-        """The model on the CPU in fp32, with what compensation holds, the adapter merged."""
+    def _exact(self, model, state):
+        """The model on the CPU in fp32, with what compensation holds."""
         import torch
 
         model.to("cpu", torch.float32)
-        for p, state in self.optimizer.optimizer.state.items():
-            if "compensation" in state:
-                p.data += state["compensation"].to(p.data)
-        return model.merge_and_unload() if self.args.lora else model
+        for p, kept in state.items():
+            if "compensation" in kept:
+                p.data += kept["compensation"].to(p.data)
+        return model
+
+    def _assembled(self, model, weights: dict[str, torch.Tensor]):
+        """A model that is not cut, of the same configuration, with these weights."""
+        fresh = self._adapt(models.hollow(model))
+        fresh.load_state_dict(weights, assign=True, strict=False)  # buffers that no file holds are left out
+        fresh.tie_weights()
+        return fresh
 
     def _report(self, exact: dict[str, torch.Tensor]) -> None:
         """Which share of the weights moved, and what a file in 16 bits keeps of that."""
