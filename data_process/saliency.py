@@ -1,9 +1,11 @@
 """The Fisher pass: squared gradients summed while backward runs, and the masks made of them.
 
-    S(D)[w] = mean over batches b of D of ( ∂ CE(b) / ∂w )²
+    S(D)[w] = mean over batches b of D of ( ∂ L(b) / ∂w )²
     m[w]    = 1  where  (S(forget)[w] + ε) / (S(preserve)[w] + ε) ≥ γ,  ε = 1e-15, γ the threshold
 
-S is the diagonal empirical Fisher information at the vanilla weights; CE is the mean over answer tokens.
+L is the mean over answer tokens of −log p (--saliency ce): S is the diagonal empirical Fisher information at
+the vanilla weights. Or of log p − log(1 − p) (log_odds), whose gradient does not fade where p nears 1, or of
+−log p of tokens drawn from the model (fisher: the true Fisher information). docs/methods.md derives them.
 Huang et al. 2024 (SFR-on, arXiv 2409.19732), Huo et al. 2025 (MMUnlearner, arXiv 2502.11051).
 
 Only the difference is kept, one fp32 number per weight: the rule is S(forget) − γ·S(preserve) ≥ (γ − 1)·ε.
@@ -26,15 +28,18 @@ from typing import TYPE_CHECKING
 from data_process.coverage import coverage, heat_map, print_coverage
 from utils import checkpoint, engines, models
 from utils.data import Sample
-from utils.losses import token_nll
+from utils.losses import drawn_nll, token_log_odds, token_nll
 from utils.released import MASK_SWITCHES, ratio_mask
 
 if TYPE_CHECKING:
     import torch
 
-    from utils.collate import Collator
+    from utils.collate import Batch, Collator
 
 EPS = 1e-15
+# p of a token from which CE's squared gradient, (1 − p)² times that of the log-odds, is less than 1e-4 of it
+CERTAIN = 0.99
+EMPTY = 0.02  # share of a part's weights below which its mask is nearly empty
 
 
 class SquaredGradients:
@@ -91,14 +96,18 @@ def batch_counts(plans: Sequence[Plan], size: int) -> dict[str, int]:
 def fisher_pass(
     model,
     collator: Collator,
+    terms: Callable[[torch.nn.Module, Batch], torch.Tensor],
     plans: Sequence[Plan],
     sums: dict[str, torch.Tensor],
     scale: dict[str, float],
     accelerator,
     size: int,
     mode: str = "eval",
+    seen: list[torch.Tensor] | None = None,
 ) -> None:
     """Add to `sums` the squared gradients of all plans' batches of `size` samples, times `scale`.
+
+    terms: one per answer token, (N,); their mean is differentiated. They are appended to `seen`.
 
     Only weights that `sums` names get a gradient. Plans of one call add up: retain pictures and text
     knowledge are one preserve set for the language part, while the vision part sees only the pictures. Every
@@ -127,7 +136,10 @@ def fisher_pass(
             batches = cut(plan.samples, size) if inside else []
             mine = batches[accelerator.process_index :: accelerator.num_processes]
             for batch in one_pass(collator, mine, accelerator, plan.name):
-                loss = token_nll(model, batch).mean()
+                values = terms(model, batch)
+                if seen is not None:
+                    seen.append(values.detach())
+                loss = values.mean()
                 if not math.isfinite(loss.item()):
                     raise SystemExit(
                         f"error: the loss is {loss.item()} on {', '.join(batch.ids)}; no mask was written"
@@ -184,13 +196,15 @@ def block_masks(
     forget: list[Plan],
     preserve: list[Plan],
     passes: Callable[..., None],
+    seen: list[torch.Tensor],
     accelerator,
     args,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The passes of one block and its masks, one parameter after the other, its sums freed at once.
 
     One buffer holds S(forget) and loses γ·S(preserve). A second one is there for what needs S(forget) itself:
-    --mask_kind topk, whose density is the saliency mask's, and sums of 16 bits as released.
+    --mask_kind topk, whose density is the saliency mask's, and sums of 16 bits as released. seen: gets the
+    terms of the forget pass.
     """
     import torch
 
@@ -202,12 +216,12 @@ def block_masks(
     n_forget, n_preserve = ({n: max(count[n], 1) for n in block} for count in counts)
     sums = zeros()
     if dtype is torch.float32:
-        passes(forget, sums, {n: 1 / n_forget[n] for n in block}, size=size)
+        passes(forget, sums, {n: 1 / n_forget[n] for n in block}, size=size, seen=seen)
         if args.mask_kind == "topk":
             kept = {n: total.clone() for n, total in sums.items()}
         passes(preserve, sums, {n: -args.threshold / n_preserve[n] for n in block}, size=size)
     else:
-        passes(forget, sums, one, size=size)
+        passes(forget, sums, one, size=size, seen=seen)
         kept, sums = sums, zeros()
         passes(preserve, sums, one, size=size)
     # every process has summed over its own batches
@@ -221,6 +235,40 @@ def block_masks(
         if args.mask_kind != "saliency":
             mask = ablation_mask(args.mask_kind, of_forget, mask, f"{args.seed}/{n}")
         yield n, mask
+
+
+# ---------------------------------------------------------------- what a mask is worth
+def certainty(saliency: str, seen: list[torch.Tensor], accelerator) -> dict[str, float] | None:
+    """How sure the model is of the forget answers' tokens, from the terms of that pass, for run.json.
+
+    {"tokens", "median_p", "above": share of tokens with p over CERTAIN}; None where tokens were drawn.
+    """
+    import torch
+    from accelerate.utils import gather_object
+
+    if saliency == "fisher":
+        return None
+    p = [torch.exp(-terms) if saliency == "ce" else torch.sigmoid(terms) for terms in seen]
+    p = torch.tensor(gather_object([value for values in p for value in values.tolist()]))
+    above = float((p > CERTAIN).float().mean())
+    return {"tokens": len(p), "median_p": round(float(p.median()), 6), "above": round(above, 4)}
+
+
+def warn(saliency: str, answers: dict[str, float] | None, report: dict[str, dict[str, dict]]) -> None:
+    """Say so where CE's gradients are errors left over, or a part of the mask is nearly empty."""
+    if saliency == "ce" and answers["median_p"] > CERTAIN:
+        print(
+            f"note: half of the forget answers' tokens have p above {answers['median_p']:.4f}. CE's gradient"
+            " has the factor 1 − p, so that its squares compare errors left over, not importance: try"
+            " --saliency log_odds (docs/methods.md)"
+        )
+    for part, groups in report.items():
+        share = groups["all"]["share"]
+        if share < EMPTY:
+            print(
+                f"note: only {100 * share:.2f} % of the {part} part's weights are salient: forgetting hardly"
+                f" changes it; try {'--saliency log_odds or ' if saliency == 'ce' else ''}a lower --threshold"
+            )
 
 
 # ---------------------------------------------------------------- the command, the same for every benchmark
@@ -250,7 +298,11 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
     )
 
     collator = Collator.of(args, processor, models.family_of(model))
-    passes = partial(fisher_pass, model, collator, accelerator=accelerator, mode=args.released.fisher_mode)
+    terms = {"ce": token_nll, "log_odds": token_log_odds, "fisher": partial(drawn_nll, seed=args.seed)}
+    passes = partial(
+        fisher_pass, model, collator, terms[args.saliency], accelerator=accelerator,
+        mode=args.released.fisher_mode,
+    )  # fmt: skip
     forget = [Plan("forget pictures", data["forget"], every)]
     texts = Plan("text questions", data["text"], language)
     preserve = [Plan("retain pictures", data["retain"], every), texts]
@@ -258,10 +310,13 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
     with models.autocast(args.dtype):
         for block in blocks(every, args.blocks):
             torch.manual_seed(args.seed)  # for --fisher_mode train
-            for n, mask in block_masks(block, forget, preserve, passes, accelerator, args):
+            seen: list[torch.Tensor] = []
+            for n, mask in block_masks(block, forget, preserve, passes, seen, accelerator, args):
                 masks[n] = PackedMask(pack(mask), list(mask.shape), int(mask.sum()))
+    manifest["answers"] = answers = certainty(args.saliency, seen, accelerator)
     about = {
         "kind": args.mask_kind,
+        "saliency": args.saliency,
         "fisher": args.fisher,
         "threshold": args.threshold,
         "ans_only": args.ans_only,
@@ -270,7 +325,10 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
         "data": {set_name: entry["fingerprint"] for set_name, entry in manifest["data"].items()},
     }
     if accelerator.is_main_process:
-        write_masks(args.save_dir, prefix, masks, part_of, about, manifest | checkpoint.cost(started))
+        report = write_masks(
+            args.save_dir, prefix, masks, part_of, about, manifest | checkpoint.cost(started)
+        )
+        warn(args.saliency, answers, report)
     accelerator.wait_for_everyone()
 
 
@@ -290,9 +348,9 @@ def write_masks(
     part_of: dict[str, str],
     about: dict,
     manifest: dict,
-) -> None:
+) -> dict[str, dict[str, dict]]:
     """The three files, the coverage report on screen and in coverage.json, and run.json: all of them or
-    none."""
+    none. Returns the coverage."""
     from utils.masks import Mask
 
     partial_dir = checkpoint.partial_folder(save_dir)
@@ -318,3 +376,4 @@ def write_masks(
         f"saved {save_dir}: "
         + ", ".join(f"{prefix}_{part}_mask.pt" for part in ("language", "vision", "both"))
     )
+    return report

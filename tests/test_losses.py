@@ -8,7 +8,14 @@ import torch
 from conftest import picture_cell, sample
 
 from utils.collate import IGNORE, Batch, Collator
-from utils.losses import answer_lengths, label_logits, sequence_log_prob, token_nll
+from utils.losses import (
+    answer_lengths,
+    drawn_nll,
+    label_logits,
+    sequence_log_prob,
+    token_log_odds,
+    token_nll,
+)
 from utils.models import FAMILIES, load_model
 
 
@@ -36,6 +43,58 @@ def example():
 
 def test_token_nll_by_hand(example):
     assert token_nll(*example).tolist() == pytest.approx([math.log(5 / 3), math.log(2), math.log(4)])
+
+
+def test_token_log_odds_by_hand(example):
+    """Odds 3/2, 1 and 1/3."""
+    assert token_log_odds(*example).tolist() == pytest.approx([math.log(3 / 2), 0.0, -math.log(3)], abs=1e-6)
+
+
+class Sure(torch.nn.Module):
+    """Two samples of one token of two: weight k is the log-odds of sample k's answer, token 1."""
+
+    def __init__(self, *p: float):
+        super().__init__()
+        self.odds = torch.nn.Parameter(torch.tensor([math.log(x / (1 - x)) for x in p]))
+
+    def forward(self, input_ids, use_cache, logits_to_keep):
+        logits = torch.stack([torch.zeros_like(self.odds), self.odds], dim=1)[:, None]  # (B, 1, 2)
+        return SimpleNamespace(logits=logits)
+
+    def squares(self, terms, *more) -> torch.Tensor:
+        """Of the gradient, per sample."""
+        labels = torch.tensor([[IGNORE, 1]] * 2)
+        batch = Batch({"input_ids": torch.zeros(2, 2, dtype=torch.long)}, labels, ["a", "b"])
+        (gradient,) = torch.autograd.grad(terms(self, batch, *more).sum(), self.odds)
+        return gradient.square()
+
+
+def test_log_odds_do_not_fade_where_the_model_is_sure():
+    """p = 0.999 and 0.9: CE's squared gradients are (1 − p)², 10,000 times apart; those of log-odds are 1."""
+    model = Sure(0.999, 0.9)
+    torch.testing.assert_close(model.squares(token_nll), torch.tensor([1e-6, 1e-2]), rtol=1e-3, atol=0)
+    torch.testing.assert_close(model.squares(token_log_odds), torch.ones(2))
+    sure = Sure(0.5, 0.5)
+    sure.odds.data.fill_(60.0)  # p rounds to 1, CE's gradient to 0
+    assert sure.squares(token_nll).tolist() == [0, 0] and sure.squares(token_log_odds).tolist() == [1, 1]
+
+
+def test_drawn_tokens_give_the_fisher_information():
+    """The mean of squared gradients over drawn tokens is p(1 − p), not (1 − p)²; a seed is a draw."""
+    model = Sure(0.9, 0.5)
+    mean = torch.stack([model.squares(drawn_nll, seed) for seed in range(500)]).mean(dim=0)
+    torch.testing.assert_close(mean, torch.tensor([0.09, 0.25]), rtol=0.25, atol=0)
+    assert torch.equal(model.squares(drawn_nll, 7), model.squares(drawn_nll, 7))
+
+
+def test_what_is_drawn_does_not_depend_on_the_batch(example):
+    stub, batch = example
+    both = drawn_nll(stub, batch, 0)
+    alone = (
+        Stub(stub.logits[1:].tolist()),
+        Batch({"input_ids": batch.inputs["input_ids"][1:]}, batch.labels[1:], ["b"]),
+    )
+    assert drawn_nll(*alone, 0).tolist() == both[2:].tolist()
 
 
 def test_sequence_log_prob_by_hand(example):

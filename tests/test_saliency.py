@@ -8,7 +8,17 @@ import torch
 from accelerate import Accelerator
 from conftest import RATIO, picture_cell, read_table, run_script, sample, write_table
 
-from data_process.saliency import Plan, ablation_mask, batch_counts, blocks, difference_mask, fisher_pass
+from data_process.saliency import (
+    Plan,
+    ablation_mask,
+    batch_counts,
+    blocks,
+    certainty,
+    difference_mask,
+    fisher_pass,
+    warn,
+)
+from utils.checkpoint import read_json
 from utils.cli import Problems
 from utils.collate import Collator
 from utils.losses import token_nll
@@ -47,7 +57,7 @@ def setting(family, tiny, processors):
 def passed(model, collator, plans, size, scale=1.0) -> dict[str, torch.Tensor]:
     """The sums of one fisher_pass over all parameters of the plans."""
     sums = {n: torch.zeros_like(p) for plan in plans for n, p in plan.parameters.items()}
-    fisher_pass(model, collator, plans, sums, dict.fromkeys(sums, scale), Accelerator(), size)
+    fisher_pass(model, collator, token_nll, plans, sums, dict.fromkeys(sums, scale), Accelerator(), size)
     return sums
 
 
@@ -99,7 +109,7 @@ def test_a_pass_computes_the_gradients_of_its_block_alone(setting):
     assert [n for group in groups for n in group] == list(every)
     for group in groups:
         sums = {n: torch.zeros_like(p) for n, p in group.items()}
-        fisher_pass(model, collator, [plan], sums, dict.fromkeys(sums, 1.0), Accelerator(), 2)
+        fisher_pass(model, collator, token_nll, [plan], sums, dict.fromkeys(sums, 1.0), Accelerator(), 2)
         assert {n for n, p in every.items() if p.requires_grad} == set(group)
         for name, total in sums.items():
             torch.testing.assert_close(total, whole[name], rtol=1e-5, atol=0)
@@ -260,7 +270,8 @@ def test_same_bits_again_and_text_only_matters_to_language(masks, tiny, nano, tm
 
 
 def test_flags_of_the_mask_script(tiny, nano, masks, tmp_path):
-    """A higher threshold only takes bits away; blocks change nothing; per-sample Fisher is another mask."""
+    """A higher threshold only takes bits away; blocks change nothing; per-sample Fisher is another mask, and
+    so is one of log-odds, which sees the same answers as sure."""
     run = lambda name, *flags: run_script(
         "data_process/MLLMU_gen_mask.py", "--model_id", tiny["llava"], "--data_split_dir",
         nano / "MLLMMU-Bench", "--forget_ratio", RATIO, "--save_dir", tmp_path / name, *flags,
@@ -268,6 +279,7 @@ def test_flags_of_the_mask_script(tiny, nano, masks, tmp_path):
     load = lambda folder: Mask.load(str(folder / "mllmu_both_mask.pt"), "llava")
     run("high", "--threshold", 4)
     run("blocks", "--blocks", 3)
+    run("log_odds", "--saliency", "log_odds")
     run("sample", "--fisher", "sample", "--gradient_checkpointing")
     first, high, per_sample = load(masks("llava")), load(tmp_path / "high"), load(tmp_path / "sample")
     in_blocks = load(tmp_path / "blocks")
@@ -277,6 +289,14 @@ def test_flags_of_the_mask_script(tiny, nano, masks, tmp_path):
     assert 0 < high.count()[0] < first.count()[0]
     assert any(not torch.equal(first.bits[n], per_sample.bits[n]) for n in first.bits)
     assert per_sample.about["fisher"] == "sample"
+    log_odds = load(tmp_path / "log_odds")
+    assert any(not torch.equal(first.bits[n], log_odds.bits[n]) for n in first.bits)
+    assert (first.about["saliency"], log_odds.about["saliency"]) == ("ce", "log_odds")
+    answers = [
+        read_json(folder / "run.json")["answers"] for folder in (masks("llava"), tmp_path / "log_odds")
+    ]
+    assert answers[0] == pytest.approx(answers[1], rel=1e-3)
+    assert answers[0]["tokens"] > 30 and 0 < answers[0]["median_p"] < 0.1 and answers[0]["above"] == 0
 
 
 def test_gradient_checkpointing_works_in_the_pass(tiny, processors, monkeypatch):
@@ -296,7 +316,7 @@ def test_gradient_checkpointing_works_in_the_pass(tiny, processors, monkeypatch)
         return out
 
     monkeypatch.setattr(saliency, "fisher_pass", watched)
-    monkeypatch.setattr(saliency, "write_masks", lambda *a: None)
+    monkeypatch.setattr(saliency, "write_masks", lambda *a: {})
     from types import SimpleNamespace
 
     for on in (False, True):
@@ -304,7 +324,7 @@ def test_gradient_checkpointing_works_in_the_pass(tiny, processors, monkeypatch)
             mask_kind="saliency",
             vanilla_dir=None, model_id=str(tiny["llava"]), dtype="fp32", attn="sdpa",
             gradient_checkpointing=on,
-            blocks=1, ans_only=True, batch_size=2, fisher="batch", threshold=1.0,
+            blocks=1, saliency="ce", ans_only=True, batch_size=2, fisher="batch", threshold=1.0,
             save_dir="x", seed=0, released=PAPER, defaults={},
         )  # fmt: skip
         one = [sample(picture=picture_cell())]
@@ -323,6 +343,25 @@ def test_a_loss_that_is_not_finite_writes_no_mask(tiny, nano, tmp_path, monkeypa
             nano / "MLLMMU-Bench", "--forget_ratio", RATIO, "--save_dir", tmp_path / "m",
         )  # fmt: skip
     assert not (tmp_path / "m").exists()
+
+
+# ---------------------------------------------------------------- what a mask is worth
+def test_answers_that_are_certain_and_parts_that_are_empty_are_told(capsys):
+    """p of 0.999, 0.995 and 0.5, from −log p and from log-odds."""
+    p = torch.tensor([0.999, 0.5, 0.995])
+    answers = certainty("ce", [-p[:2].log(), -p[2:].log()], Accelerator())
+    assert answers == {"tokens": 3, "median_p": 0.995, "above": pytest.approx(2 / 3, abs=1e-4)}
+    assert certainty("log_odds", [torch.logit(p)], Accelerator()) == answers
+    assert certainty("fisher", [p], Accelerator()) is None
+    report = {"language": {"all": {"share": 0.004}}, "vision": {"all": {"share": 0.3}}}
+    warn("ce", answers, report)
+    certain, empty = capsys.readouterr().out.splitlines()
+    assert "p above 0.9950" in certain and "--saliency log_odds" in certain
+    assert "0.40 % of the language part" in empty and "--saliency log_odds" in empty
+    warn("log_odds", answers, report)
+    assert "lower --threshold" in (told := capsys.readouterr().out) and "log_odds" not in told
+    warn("ce", answers | {"median_p": 0.98}, {"vision": report["vision"]})
+    assert not capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- ablations

@@ -392,6 +392,13 @@ def add_mask_args(p: argparse.ArgumentParser) -> None:
     g = p.add_argument_group("saliency")
     g.add_argument("--save_dir", required=True, help="folder for the mask files")
     g.add_argument(
+        "--saliency",
+        type=choice("ce", "log_odds", "fisher"),
+        default="ce",
+        help="whose gradients are squared: ce of the answer's tokens (default, as in the paper); their"
+        " log_odds, which do not fade where the model is sure; fisher: ce of tokens drawn from the model",
+    )
+    g.add_argument(
         "--fisher",
         type=choice("batch", "sample"),
         default="batch",

@@ -7,6 +7,7 @@ So a loss never divides by how many there are. torch is imported where it is use
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING
 
 from utils.data import IGNORE
@@ -51,6 +52,36 @@ def token_nll(model, batch: Batch) -> torch.Tensor:
 
     logits, targets, _ = label_logits(model, batch)
     return F.cross_entropy(logits, targets, reduction="none")
+
+
+def token_log_odds(model, batch: Batch) -> torch.Tensor:
+    """log p(token) − log(1 − p(token)) of every labelled token, (N,).
+
+    1 − p is what the other tokens have, so this is the token's logit less their logsumexp: exact also where p
+    rounds to 1.
+    """
+    logits, targets, _ = label_logits(model, batch)
+    at = targets[:, None]
+    others = logits.scatter(1, at, float("-inf"))
+    return logits.gather(1, at).squeeze(1) - others.logsumexp(dim=1)
+
+
+def drawn_nll(model, batch: Batch, seed: int) -> torch.Tensor:
+    """−log p of a token drawn from the model itself at the place of every labelled token, (N,).
+
+    What is drawn follows from the seed and the sample's id, not from the batch around it.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    logits, _, _ = label_logits(model, batch)
+    draws = [
+        torch.rand(n, generator=torch.Generator().manual_seed(zlib.crc32(f"{seed}/{id}".encode())))
+        for id, n in zip(batch.ids, answer_lengths(batch).tolist())
+    ]
+    below = logits.detach().softmax(dim=1).cumsum(dim=1)  # (N, V)
+    drawn = torch.searchsorted(below, torch.cat(draws)[:, None].to(below), right=True).squeeze(1)
+    return F.cross_entropy(logits, drawn.clamp(max=logits.shape[1] - 1), reduction="none")
 
 
 def sequence_log_prob(model, batch: Batch) -> torch.Tensor:

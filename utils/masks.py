@@ -5,7 +5,7 @@ File (torch.save of plain types and tensors, loads with `weights_only=True`):
     {"format": FORMAT,
      "weight": {parameter name: uint8 (ceil(n/8),)},    one bit per weight, the first in the highest bit
      "shape": {parameter name: [...]}, "salient": {parameter name: count},
-     "part", "kind", "fisher", "threshold", "ans_only", "released" {switch: value},
+     "part", "kind", "saliency", "fisher", "threshold", "ans_only", "released" {switch: value},
      "model" {name, fingerprint}, "data" {set: fingerprint}}
 
 A mask names the weights that the forget step may change. A parameter that is not named is outside the mask.

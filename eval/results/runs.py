@@ -121,7 +121,8 @@ class MaskUse:
     def about(self) -> str:
         """How the mask was made, in a few words; "" where its folder does not say."""
         given = self.made.get("arguments", {})
-        words = [f"{name} {given[name]}" for name in ("mask_kind", "fisher", "threshold") if name in given]
+        names = ("mask_kind", "saliency", "fisher", "threshold")
+        words = [f"{name} {given[name]}" for name in names if name in given]
         return ", ".join(words).replace("mask_kind ", "kind ")
 
     @property
