@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import RATIO, ROOT, load_script
@@ -148,20 +149,70 @@ def test_what_is_wrong_with_a_model_folder(tmp_path, tiny, nano):
     ):
         config.write_text(json.dumps(right | wrong))
         assert word in said(tmp_path / "bad")
-    config.write_text("{")
-    assert "not valid JSON" in said(tmp_path / "bad")
+    for text in ("{", "[]x", "3"):
+        config.write_text(text)
+        assert "not valid JSON" in said(tmp_path / "bad")
     config.write_text(json.dumps(right))
     first, second = (tmp_path / "bad" / f"model-0000{k}-of-00002.safetensors" for k in (1, 2))
     weights.rename(first)
     index = tmp_path / "bad" / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": first.name, "b": second.name}}))
     assert f"{second.name} missing" in said(tmp_path / "bad")
+    for content, word in (
+        (b"version https://git-lfs.github.com/spec/v1", "git-lfs"), (b"", "cut short"),
+        (first.read_bytes()[:-7], "bytes, not"), (bytes([9]) + bytes(90), "header"),
+    ):  # fmt: skip
+        second.write_bytes(content)
+        assert word in said(tmp_path / "bad")
     index.unlink()
+    second.unlink()
     first.rename(tmp_path / "bad" / "optimizer.bin")
     assert "no weights" in said(tmp_path / "bad")
     (tmp_path / "bad" / "adapter_config.json").write_text("{}")
     assert "merge it" in said(tmp_path / "bad")
     assert "no such model folder" in said(tmp_path / "nowhere")
+
+
+def test_another_vocabulary_than_the_weights(tmp_path, tiny):
+    from utils.models import load_model
+
+    shutil.copytree(tiny["llava"], tmp_path / "bad")
+    config = json.loads((tmp_path / "bad" / "config.json").read_text())
+    config["text_config"]["vocab_size"] += 8
+    (tmp_path / "bad" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit, match=r"in its files and \[\d+, \d+\] by its config.json"):
+        load_model(str(tmp_path / "bad"))
+
+
+def test_a_hub_that_does_not_answer_is_told_at_once(tmp_path, nano, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    argv = ["--data_split_dir", nano, "--forget_ratio", RATIO, "--save_dir", tmp_path / "out"]
+    began = time.monotonic()
+    code, errors, _ = run("MLLMU_GA.py", "--model_id", "nobody/nothing", *argv)
+    assert code == 2 and flags_of(errors) == ["--model_id"] and "does not answer" in errors[0]
+    assert time.monotonic() - began < 30  # its client would try for minutes
+
+
+def test_outside_the_environment(tmp_path, nano):
+    """Without the packages: one line; where there is .venv, the command goes on in it."""
+    shutil.copytree(ROOT / "utils", tmp_path / "utils", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "MLLMU_GA.py", tmp_path)
+    own = tmp_path / ".venv"
+    command = [
+        sys.executable, "-S", str(tmp_path / "MLLMU_GA.py"), "--model_id", "m", "--save_dir", "s",
+        "--data_split_dir", str(nano), "--forget_ratio", str(RATIO),
+    ]  # fmt: skip
+    run = lambda: subprocess.run(command, capture_output=True, text=True, check=False)
+    alone = run()
+    assert alone.returncode == 2 and "requirements.txt" in alone.stderr
+    assert len(alone.stderr.splitlines()) == 1 and alone.stderr.startswith("error: ")
+    (own / "bin").mkdir(parents=True)
+    (own / "bin" / "python").write_text('#!/bin/sh\necho "$VIRTUAL_ENV" "$@"\n')
+    (own / "bin" / "python").chmod(0o755)
+    inside = run()
+    assert inside.returncode == 0 and inside.stdout.split() == [str(own), *command[1:]]
+    assert inside.stderr.startswith("note: ") and len(inside.stderr.splitlines()) == 1
 
 
 def test_no_processor_anywhere(tmp_path, tiny, nano):

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from utils.masks import Mask, MaskError, mask_gradients, pack, unpack
+from utils.masks import FORMAT, Mask, MaskError, mask_gradients, pack, unpack
 from utils.models import FAMILIES, empty_model
 from utils.optimizer import AdamW
 
@@ -197,6 +197,33 @@ def test_half_a_file_is_a_mask_error(tmp_path):
     whole = (tmp_path / "m.pt").read_bytes()
     (tmp_path / "m.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(MaskError):
+        Mask.load(str(tmp_path / "m.pt"), "llava")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"a": torch.full((3,), float("nan"))}, "other than 0"), ({"a": torch.tensor([0.5])}, "other than 0"),
+     ({None: torch.ones(3)}, "no parameter's name"), ({"a": torch.tensor([0, 2])}, "other than 0 and 1")],
+)  # fmt: skip
+def test_released_masks_hold_zeros_and_ones(tmp_path, change, said):
+    torch.save({"weight": change}, tmp_path / "m.pt")
+    with pytest.raises(MaskError, match=said):
+        Mask.load(str(tmp_path / "m.pt"), "llava")
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [("weight", torch.tensor([255, 255], dtype=torch.uint8), "behind its last weight"),
+     ("weight", torch.ones(3, dtype=torch.uint8), "3 bytes for 9 weights"),
+     ("weight", torch.ones(2), "not packed"), ("weight", 0, "not packed"),
+     ("shape", None, "no shape"), ("shape", [9.0], "no shape"), ("shape", [-3, -3], "no shape")],
+)  # fmt: skip
+def test_all_of_a_mask_is_checked_when_it_is_read(tmp_path, part, value, said):
+    whole = {"format": FORMAT, "weight": {"a": pack(torch.ones(9).bool())}, "shape": {"a": [3, 3]}}
+    torch.save(whole, tmp_path / "m.pt")
+    assert Mask.load(str(tmp_path / "m.pt"), "llava").count() == (9, 9)
+    torch.save(whole | {part: {"a": value}}, tmp_path / "m.pt")
+    with pytest.raises(MaskError, match=said):
         Mask.load(str(tmp_path / "m.pt"), "llava")
 
 

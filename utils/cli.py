@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
+import os
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from utils.released import MASK_SWITCHES, Released
 
@@ -119,10 +123,45 @@ def any_screen() -> None:
         sys.stdout.reconfigure(errors="replace")  # standard error never fails: it escapes by itself
 
 
+def quiet() -> None:
+    """Keep the libraries' own notices (deprecations, tied weights in a state) off the screen; errors stay.
+
+    Python's and the libraries' own settings (-W, TRANSFORMERS_VERBOSITY) go before.
+    """
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", module=r"(transformers|torch|accelerate|peft|huggingface_hub)\b")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+
+
+def _last_words(kind, why, trace) -> None:
+    """How a command ends that nothing caught (sys.excepthook): a missing package takes one line.
+
+    Outside the environment that demo.sh and test.sh have made the command starts again inside.
+    """
+    if not isinstance(why, ModuleNotFoundError):
+        sys.__excepthook__(kind, why, trace)
+        return
+    root = Path(__file__).resolve().parent.parent
+    own = root / ".venv"
+    if (own / "bin" / "python").is_file() and os.environ.get("VIRTUAL_ENV") != str(own):
+        python = str(own / "bin" / "python")
+        print(
+            f"note: {sys.executable} has no {why.name}; going on with {python}", file=sys.stderr, flush=True
+        )
+        os.environ["VIRTUAL_ENV"] = str(own)  # once only
+        os.execv(python, [python, *sys.orig_argv[1:]])
+    sys.exit(
+        _fail([f"{sys.executable} has no {why.name}: python -m pip install -r {root / 'requirements.txt'}"])
+    )
+
+
 def parser(doc: str) -> argparse.ArgumentParser:
     """An argument parser whose help opens with the script's docstring. Whatever is printed from then on fits
     the screen."""
     any_screen()
+    quiet()
+    sys.excepthook = _last_words
     return argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

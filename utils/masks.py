@@ -106,7 +106,8 @@ class Mask:
         """Read either format; with rules.mask_names "released" only the parameters that the released code
         would use.
 
-        Raises MaskError for a file that is no mask, or whose names are unknown for this kind of model.
+        Raises MaskError for a file that is no mask, or not a whole one, or whose names are unknown for this
+        kind of model.
         """
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -116,11 +117,16 @@ class Mask:
         if not isinstance(content, dict) or not isinstance(content.get("weight"), dict):
             raise MaskError(f"{path} is not a mask file: it holds no 'weight'")
         weight = content.pop("weight")
+        if strange := [name for name in weight if not isinstance(name, str)]:
+            raise MaskError(f"{path} is not a mask file: {strange[0]!r} is no parameter's name")
         if rules.mask_names == "released":
             kept = [name for name in weight if any(word in name for word in MASK_NAMES)]
             weight = {name: weight[name] for name in kept}
         if content.pop("format", None) == FORMAT:
-            return cls(weight, content.pop("shape"), content, rules)
+            shapes = content.pop("shape", {})
+            for name, bits in weight.items():
+                _check_packed(f"{path}: {name}", bits, shapes.get(name))
+            return cls(weight, shapes, content, rules)
         if model_type not in FAMILIES:
             raise MaskError(
                 f"{path} is a mask of the released code, whose names are known for {', '.join(FAMILIES)},"
@@ -128,6 +134,9 @@ class Mask:
             )
         # released format; its parameters without gradient carry the integer 0: outside the mask
         weight = {today(name, model_type): m for name, m in weight.items() if isinstance(m, torch.Tensor)}
+        for name, m in weight.items():
+            if m.dtype is not torch.bool and not ((m == 0) | (m == 1)).all():
+                raise MaskError(f"{path}: {name} holds values other than 0 and 1")
         bits = {name: pack(m.bool()) for name, m in weight.items()}
         return cls(bits, {name: list(m.shape) for name, m in weight.items()}, {"kind": "released"}, rules)
 
@@ -156,6 +165,19 @@ class Mask:
         made_for, folder = self.about.get("model"), local_folder(model_name)
         if made_for and folder and made_for["fingerprint"] != model_fingerprint(folder):
             raise MaskError(f"it was made for other weights ({made_for['name']}) than {model_name}")
+
+
+def _check_packed(name: str, bits: object, shape: object) -> None:
+    """Raises MaskError unless they are the packed bits of a tensor of this shape, as `pack` makes them."""
+    if not isinstance(shape, list) or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise MaskError(f"{name} has no shape in the file")
+    size = int(np.prod(shape))
+    if not isinstance(bits, torch.Tensor) or bits.dtype is not torch.uint8 or bits.dim() != 1:
+        raise MaskError(f"{name} is not packed into bytes")
+    if len(bits) != -(-size // 8):
+        raise MaskError(f"{name} has {len(bits)} bytes for {size} weights")
+    if size % 8 and int(bits[-1]) & ((1 << (8 - size % 8)) - 1):
+        raise MaskError(f"{name} has bits behind its last weight")
 
 
 def today(name: str, model_type: str) -> str:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,6 +129,8 @@ def check_model(name: str | None, flag: str, problems: Problems) -> None:
     if folder is None:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).exists() or Path(name).parent.is_dir():
             problems.add(f"{flag}: no such model folder: {name}")
+        elif why := why_not_from_hub(name):
+            problems.add(f"{flag}: {name} is no folder here, was not downloaded before, and {why}")
         return
     if (folder / "adapter_config.json").is_file():
         problems.add(f"{flag}: {name} is a LoRA adapter; merge it into its model (peft's merge_and_unload)")
@@ -135,8 +139,8 @@ def check_model(name: str | None, flag: str, problems: Problems) -> None:
         problems.add(f"{flag}: {name} holds no config.json, so it is not a model folder")
         return
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError:
+        config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
         problems.add(f"{flag}: {folder / 'config.json'} is not valid JSON")
         return
     why = _why_not_from_json(config) or (why_not(name) if _is_unlisted(config) else None)
@@ -147,6 +151,9 @@ def check_model(name: str | None, flag: str, problems: Problems) -> None:
     missing = missing_shards(folder)
     if missing:
         problems.add(f"{flag}: {name} is not whole: {', '.join(missing[:3])} missing; download it again")
+    for file in weight_files(folder):
+        if broken := broken_file(file):
+            problems.add(f"{flag}: {file} {broken}; download it again")
 
 
 def _is_unlisted(config: dict) -> bool:
@@ -194,6 +201,57 @@ def missing_shards(folder: Path) -> list[str]:
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
             return sorted(name for name in names if not (folder / name).is_file())
     return []
+
+
+def broken_file(path: Path) -> str | None:
+    """What is wrong with a file of weights, from its head and its size; None for a whole one."""
+    with path.open("rb") as file:
+        head = file.read(8)
+        if head == b"version ":
+            return "is a git-lfs pointer, not the weights (git lfs pull)"
+        if path.suffix == ".bin":
+            return None if head[:2] in (b"PK", b"\x80\x02") else "is no file of weights"
+        size, length = path.stat().st_size, int.from_bytes(head, "little")
+        if len(head) < 8 or not 2 <= length <= size - 8:
+            return "is cut short, or no file of weights"
+        try:
+            tensors = json.loads(file.read(length))
+        except ValueError:
+            return "has a header that cannot be read"
+    end = max((t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__"), default=0)
+    return None if 8 + length + end == size else f"has {size:,} bytes, not {8 + length + end:,}"
+
+
+@cache
+def _hub_answers() -> bool:
+    """Whether the hub can be reached; asked once, for some seconds, where its own client would try for
+    minutes."""
+    import urllib.error
+    import urllib.request
+
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=5).close()
+    except urllib.error.HTTPError:
+        return True  # an answer, whichever
+    except (OSError, ValueError):  # URLError is an OSError
+        return False
+    return True
+
+
+def why_not_from_hub(name: str) -> str | None:
+    """Why a model of the hub cannot be had; None where the hub answers, or for one in its cache, which is
+    then used as it is."""
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    if not offline and _hub_answers():
+        return None
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    os.environ["HF_HUB_OFFLINE"] = "1"  # for worker processes
+    constants.HF_HUB_OFFLINE = True
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return None
+    return "HF_HUB_OFFLINE is set" if offline else "the Hugging Face hub does not answer"
 
 
 def has_processor(folder: Path) -> bool:
@@ -262,8 +320,9 @@ def load_model(name: str, dtype: str = "auto", attn: str = "sdpa") -> PreTrained
             if why:
                 raise SystemExit(f"error: {name}: {why}")
         model, info = AutoModelForImageTextToText.from_pretrained(
-            name, dtype=pick_dtype(dtype), attn_implementation=attn, output_loading_info=True
-        )
+            name, dtype=pick_dtype(dtype), attn_implementation=attn, output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
     except (OSError, ValueError, SafetensorError, ImportError) as why:
         if "scaled_dot_product_attention yet" in str(why):
             raise SystemExit(
@@ -274,6 +333,12 @@ def load_model(name: str, dtype: str = "auto", attn: str = "sdpa") -> PreTrained
         missing = sorted(info["missing_keys"])
         raise SystemExit(
             f"error: the files of {name} lack {len(missing)} of the model's weights, e.g. {missing[0]}"
+        )
+    if info["mismatched_keys"]:  # the same
+        weight, stored, expected = sorted(info["mismatched_keys"])[0]
+        raise SystemExit(
+            f"error: {name}: {weight} has shape {list(stored)} in its files and {list(expected)} by its"
+            " config.json"
         )
     if broken := not_finite(model):  # its empty replies would look like perfect forgetting
         raise SystemExit(

@@ -169,6 +169,7 @@ def _worker_process(pipe: Connection, setup: Setup, device: str, threads: int) -
     """A worker's process: batches in, answers out, until there is nothing more or nobody who asks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks; it ends this one
     cli.any_screen()
+    cli.quiet()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         worker = Worker(setup, device, threads)
