@@ -286,7 +286,7 @@ def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
     started, accelerator = time.monotonic(), engines.accelerator()
     name = args.vanilla_dir or args.model_id
     processor = models.load_processor(name, args.model_id)
-    model = models.load_model(name, args.dtype, args.attn).to(accelerator.device)
+    model = models.load_model(name, args.dtype, args.attn, processor).to(accelerator.device)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     part_of = models.part_of_parameters(model)

@@ -184,6 +184,16 @@ def test_another_vocabulary_than_the_weights(tmp_path, tiny):
         load_model(str(tmp_path / "bad"))
 
 
+def test_a_tokenizer_larger_than_the_embeddings(tmp_path, tiny):
+    from utils.models import load_model, load_processor
+
+    processor = load_processor(str(tiny["llava"]))
+    load_model(str(tiny["llava"]), processor=processor)
+    processor.tokenizer.add_tokens([f"word{k}" for k in range(99)])
+    with pytest.raises(SystemExit, match=r"embeddings for \d+ tokens, its tokenizer has"):
+        load_model(str(tiny["llava"]), processor=processor)
+
+
 def test_a_hub_that_does_not_answer_is_told_at_once(tmp_path, nano, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")

@@ -278,12 +278,17 @@ def pick_dtype(name: str) -> torch.dtype:
     return known[name]
 
 
-def rounds(name: str, dtype: str) -> bool:
-    """Whether loading a local model by --dtype rounds weights in fp32."""
+def stored_dtype(name: str) -> str | None:
+    """The precision of a local model's files by its config.json, e.g. "float16"; None where that is not
+    said."""
     folder = local_folder(name)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
-    stored = config.get("dtype") or config.get("torch_dtype")
-    return stored == "float32" and pick_dtype(dtype) is not pick_dtype("fp32")
+    return config.get("dtype") or config.get("torch_dtype")
+
+
+def rounds(name: str, dtype: str) -> bool:
+    """Whether loading a local model by --dtype rounds weights in fp32."""
+    return stored_dtype(name) == "float32" and pick_dtype(dtype) is not pick_dtype("fp32")
 
 
 def training_dtype(args) -> str:
@@ -304,9 +309,11 @@ def autocast(dtype: str):
     return torch.autocast(device, torch.bfloat16, enabled=dtype == "mixed")
 
 
-def load_model(name: str, dtype: str = "auto", attn: str = "sdpa") -> PreTrainedModel:
+def load_model(
+    name: str, dtype: str = "auto", attn: str = "sdpa", processor: ProcessorMixin | None = None
+) -> PreTrainedModel:
     """The model on the CPU. Raises SystemExit naming the model when it is not there, of no use, not whole,
-    or when its weights are no numbers."""
+    or when its weights are no numbers, or no embeddings for all tokens of the processor."""
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText
     from transformers.utils import logging
@@ -340,6 +347,9 @@ def load_model(name: str, dtype: str = "auto", attn: str = "sdpa") -> PreTrained
             f"error: {name}: {weight} has shape {list(stored)} in its files and {list(expected)} by its"
             " config.json"
         )
+    tokens, rows = len(processor.tokenizer) if processor else 0, len(model.get_input_embeddings().weight)
+    if tokens > rows:
+        raise SystemExit(f"error: {name} has embeddings for {rows} tokens, its tokenizer has {tokens}")
     if broken := not_finite(model):  # its empty replies would look like perfect forgetting
         raise SystemExit(
             f"error: {name}: NaN or infinity in {len(broken)} of its weight tensors, e.g. {broken[0]}: its"

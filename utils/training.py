@@ -101,7 +101,7 @@ class Trainer:
         set_seed(args.seed)
         self.vanilla = args.vanilla_dir or args.model_id
         self.processor = models.load_processor(self.vanilla, args.model_id)
-        model = models.load_model(self.vanilla, dtype, args.attn)
+        model = models.load_model(self.vanilla, dtype, args.attn, self.processor)
         self.family = models.family_of(model)
         weights = dict(model.named_parameters())
         changing = list(weights)
@@ -121,6 +121,12 @@ class Trainer:
         name = "bf16" if dtype == "bf16" and not self.optimizer.compensated else "fp32"
         name = name if args.save_dtype == "auto" else args.save_dtype
         self.save_dtype = models.pick_dtype(name)
+        kept = models.stored_dtype(self.vanilla)
+        if name == "fp32" and kept in ("float16", "bfloat16"):
+            self.say(
+                f"saved in float32, twice the size of the vanilla model's files in {kept}; --save_dtype"
+                f" {'fp16' if kept == 'float16' else 'bf16'} halves it, and rounds"
+            )
         self.model, self.optimizer = engines.prepare(self.accelerator, model.train(), self.optimizer)
         self.accelerator.register_for_checkpointing(self.update)
         self.parameters = dict(self.accelerator.unwrap_model(self.model).named_parameters())

@@ -77,7 +77,7 @@ class Worker:
         else:
             torch.cuda.set_device(device)
         processor = models.load_processor(setup.evaluated_model, setup.original_model)
-        model = models.load_model(setup.evaluated_model, setup.dtype, setup.attn).to(device)
+        model = models.load_model(setup.evaluated_model, setup.dtype, setup.attn, processor).to(device)
         self.device = device
         self.answerer = Answerer(model, processor, models.family_of(model), setup.max_new_tokens)
 
