@@ -21,12 +21,13 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from data_process.coverage import coverage, heat_map, print_coverage
-from utils import checkpoint, engines, models
+from utils import checkpoint, cli, engines, folders, models
 from utils.data import Sample
 from utils.losses import drawn_nll, token_log_odds, token_nll
 from utils.released import MASK_SWITCHES, ratio_mask
@@ -273,6 +274,12 @@ def warn(saliency: str, answers: dict[str, float] | None, report: dict[str, dict
 
 # ---------------------------------------------------------------- the command, the same for every benchmark
 def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
+    """`_make_masks`, while nobody else writes the folder."""
+    with folders.alone(args.save_dir) if cli.main_process() else nullcontext():
+        _make_masks(args, data, prefix)
+
+
+def _make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
     """Load the vanilla model, run the passes, write `<prefix>_{language,vision,both}_mask.pt` and
     coverage.json.
 
@@ -353,7 +360,7 @@ def write_masks(
     none. Returns the coverage."""
     from utils.masks import Mask
 
-    partial_dir = checkpoint.partial_folder(save_dir)
+    partial_dir = folders.partial_folder(save_dir)
     shutil.rmtree(partial_dir, ignore_errors=True)
     partial_dir.mkdir(parents=True)
     salient = {name: m.salient for name, m in masks.items()}
@@ -370,7 +377,7 @@ def write_masks(
     checkpoint.write_json(partial_dir / "coverage.json", report)
     heat_map(salient, sizes, part_of, partial_dir / "coverage.png")
     checkpoint.write_json(partial_dir / "run.json", manifest)
-    checkpoint.publish(partial_dir, save_dir)
+    folders.publish(partial_dir, save_dir)
     print_coverage(report)
     print(
         f"saved {save_dir}: "

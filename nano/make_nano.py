@@ -42,7 +42,7 @@ from eval.prompts import cloze_prompt, generation_prompt
 from nano.clear import write_clear
 from nano.people import FACTS, Person, invent, portrait
 from nano.tables import image_type, write
-from utils import checkpoint, cli
+from utils import checkpoint, cli, folders
 from utils.benchmark import NANO
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     )
     cli.add_seed(p, "seed of people, splits and weights", default=0)
     args = cli.parse(p, argv)
-    checkpoint.check_save_dir(args.save_dir, args.problems, {})
+    folders.check_save_dir(args.save_dir, args.problems)
     if args.image_size % 16:
         args.problems.add(
             f"--image_size: {args.image_size} is not a multiple of 16 pixels (the patch size of the model)"
@@ -270,7 +270,7 @@ def write_model(args: Namespace, folder: Path) -> None:
 
 def main(args: Namespace) -> None:
     people = invent({"fictional": args.people, "real": args.real_people}, args.seed)
-    partial = checkpoint.partial_folder(args.save_dir)
+    partial = folders.partial_folder(args.save_dir)
     shutil.rmtree(partial, ignore_errors=True)
     pictures = {
         p.id: [portrait(p, view, 2 * args.image_size, args.seed) for view in range(args.views)]
@@ -284,7 +284,7 @@ def main(args: Namespace) -> None:
     write_model(args, partial)
     settings = {k: str(v) for k, v in cli.settings(args).items()}
     checkpoint.write_json(partial / "run.json", {"script": "make_nano.py", "arguments": settings})
-    checkpoint.publish(partial, args.save_dir)
+    folders.publish(partial, args.save_dir)
     people_made = f"{args.people} fictional and {args.real_people} real people"
     print(f"nano MLLMU-Bench and nano CLEAR: {people_made} -> {args.save_dir}")
 

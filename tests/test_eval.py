@@ -15,7 +15,7 @@ import torch
 from conftest import FAMILIES, ROOT, jsonl, picture_cell, read_table, run_script, write_table
 
 from eval.answering.plan import MemoryCost, plan_batches
-from utils import checkpoint
+from utils import folders
 
 EVAL = "eval/MLLMU_eval.py"
 SIZES = [(32, 32), (64, 32), (32, 96), (100, 40), (48, 48)]
@@ -484,7 +484,7 @@ def test_other_limits_take_kept_answers(evaluate, monkeypatch):
 def test_two_runs_exclude_each_other(evaluate, tmp_path):
     (tmp_path / "x" / "zero_shot").mkdir(parents=True)
     lock = tmp_path / "x" / "zero_shot" / ".forget05.lock"
-    with checkpoint.exclusive(lock, "somebody writes"), pytest.raises(SystemExit, match="already"):
+    with folders.exclusive(lock, "somebody writes"), pytest.raises(SystemExit, match="already"):
         evaluate("x")
     assert not lock.exists() and not (tmp_path / "x" / "zero_shot" / "forget05").exists()
     evaluate("x")

@@ -14,7 +14,7 @@ from test_golden import answered
 
 from eval.answering import workers
 from eval.answering.plan import MemoryCost, plan_batches, share
-from utils import checkpoint
+from utils import folders
 
 BENCHMARKS = {
     "MLLMU-Bench": ("eval/MLLMU_eval.py", "--splits", "forget"),
@@ -139,15 +139,15 @@ def test_who_excludes_whom(quick, tmp_path):
     place = tmp_path / "x" / "zero_shot"
     place.mkdir(parents=True)
     with (
-        checkpoint.exclusive(place / ".forget10.lock", "", shared=True),
-        checkpoint.exclusive(place / ".forget10.1of2.lock", ""),
+        folders.exclusive(place / ".forget10.lock", "", shared=True),
+        folders.exclusive(place / ".forget10.1of2.lock", ""),
     ):
         with pytest.raises(SystemExit, match=r"part 1 of 2 of an evaluation writes .* already"):
             quick("x", "--part", "1/2")
         with pytest.raises(SystemExit, match=r"an evaluation writes .* already"):
             quick("x")
         quick("x", "--part", "2/2")
-    with checkpoint.exclusive(place / ".forget10.lock", ""), pytest.raises(SystemExit, match="already"):
+    with folders.exclusive(place / ".forget10.lock", ""), pytest.raises(SystemExit, match="already"):
         quick("x", "--part", "1/2")
     assert quick("x", "--part", "1/2").exists()
     assert [p.name for p in place.iterdir()] == ["forget10"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import FAMILIES, RATIO, jsonl, picture_cell, run_script, sample, weights
 
-from utils import checkpoint, models, training
+from utils import models, training
 from utils.batches import Stream
 from utils.released import Released
 from utils.training import Phase, alternate, once
@@ -281,12 +281,14 @@ def test_resume_without_a_state_is_refused(train_args, capsys):
     assert end.value.code == 2 and "--resume: no kept state" in capsys.readouterr().err
 
 
-def test_a_fresh_start_forgets_the_old_state(train_args, tmp_path):
+def test_only_restart_forgets_the_old_state(train_args, tmp_path, capsys):
     argv = train_args(save_steps=1)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_at(patch, 3)
         run_script(GA, *argv)
-    run_script(GA, *argv)
+    said = refused(argv, capsys)
+    assert "the training state after step 2 is kept" in said and "--restart True" in said
+    run_script(GA, *argv, "--restart")
     assert [line["step"] for line in jsonl(tmp_path / "run" / "log.jsonl")] == [1, 2, 3, 4]
 
 
@@ -386,14 +388,6 @@ def test_a_run_that_fails_leaves_the_earlier_one(train_args, tmp_path):
         stop_at(patch, 2)
         run_script(GA, *train_args(seed=3))
     assert equal(before, weights(tmp_path / "run"))
-
-
-def test_publish(tmp_path):
-    for name, text in (("run", "old"), ("new", "new")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "x").write_text(text)
-    checkpoint.publish(tmp_path / "new", tmp_path / "run")
-    assert (tmp_path / "run" / "x").read_text() == "new" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_the_vanilla_model_may_lack_a_processor(train_args, tmp_path, tiny):

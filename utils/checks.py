@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import checkpoint, cli, engines, models
-from utils.data import Sample, fingerprint
+from utils import cli, engines, folders, models, state
+from utils.data import Sample
 
 if TYPE_CHECKING:
     from utils.benchmark import Bench
@@ -22,8 +21,13 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
         models.check_model(name, flag, args.problems)
     start = [(flag, args.models[flag]) for flag in ("--vanilla_dir", "--model_id") if flag in args.models]
     models.check_processor(start, args.problems)
-    inputs = args.models | {"--data_split_dir": args.data_split_dir}
-    checkpoint.check_save_dir(args.save_dir, args.problems, inputs, args.resume)
+    if cli.main_process():  # the launcher ends the others when this one ends
+        inputs = [*args.models.items(), ("--grad_mask_path", args.grad_mask_path)]
+        inputs += [("--data_split_dir", folder) for folder in (bench.given, *bench.roots)]
+        trains = "restart" in args.defaults
+        folders.check_save_dir(args.save_dir, args.problems, inputs, trains)
+        if args.save_dir and trains:
+            state.check_start(args, data)
     if args.released.answer_tokens == "skip_first" and (
         args.released.loss_tokens == "all" or not args.ans_only
     ):
@@ -37,10 +41,8 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
             " their weights' precision; leave one of the two out"
         )
     args.mask = read_mask(args, bench) if args.grad_mask_path else None
-    if args.resume and not args.problems.lines:
-        check_resume(args, data)
     args.problems.stop()
-    if os.environ.get("RANK", "0") != "0":
+    if not cli.main_process():
         return
     for name, value in cli.settings(args).items():
         if value != args.defaults[name]:
@@ -49,20 +51,6 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
         print(f"note: {line}")
     for name, samples in data.items():
         print(f"{name}: {bench.describe(samples)}")
-
-
-def check_resume(args, data: dict[str, list[Sample]]) -> None:
-    """--resume goes on with the run that kept the state: same arguments, same data."""
-    kept = checkpoint.partial_folder(args.save_dir) / "state" / "progress.json"
-    before, now = checkpoint.read_json(kept), cli.settings(args)
-    for name, value in before["arguments"].items():
-        if name not in ("resume", "save_steps", "num_workers") and now.get(name) != value:
-            args.problems.add(
-                f"--{name}: the kept run had {value}, not {now.get(name)}; --resume goes on with it"
-            )
-    for name, entry in before["data"].items():
-        if name in data and fingerprint(data[name]) != entry["fingerprint"]:
-            args.problems.add(f"--resume: the {name} data are not those of the kept run")
 
 
 def read_mask(args, bench: Bench) -> Mask | None:

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NoReturn
 
 from utils.released import MASK_SWITCHES, Released
 
@@ -43,10 +44,21 @@ class Problems:
             sys.exit(_fail(self.lines))
 
 
+def fail(line: str, code: int = 2) -> NoReturn:
+    """End the run with this line."""
+    _fail([line])
+    raise SystemExit(code)
+
+
 def _fail(lines: list[str]) -> int:
     for line in lines:
         print(f"error: {line}", file=sys.stderr)
     return 2
+
+
+def main_process() -> bool:
+    """Whether this process speaks and writes for all that `accelerate launch` has started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 # ---------------------------------------------------------------- values
@@ -226,7 +238,7 @@ def settings(args: argparse.Namespace) -> dict[str, object]:
 def add_model_args(p: argparse.ArgumentParser, vanilla: bool = True) -> None:
     """--model_id and, with `vanilla`, --vanilla_dir; precision and attention."""
     # what shared code finds where a script has no such flag
-    p.set_defaults(vanilla_dir=None, grad_mask_path=None, resume=False)
+    p.set_defaults(vanilla_dir=None, grad_mask_path=None)
     g = p.add_argument_group("model")
     add_model_flag(g, "--model_id", required=True, help="original model: a folder or a Hugging Face id")
     if vanilla:
@@ -322,10 +334,10 @@ def add_train_args(p: argparse.ArgumentParser) -> None:
     g.add_argument(
         "--save_steps",
         type=number(int, 0),
-        default=0,
-        help="keep the whole training state every so many optimizer steps; default 0: never",
+        help="keep the whole training state every so many optimizer steps; default: every 15 minutes; 0: only"
+        " on SIGTERM and SIGUSR1",
     )
-    flag(g, "--resume", default=False, help="go on from the state that --save_steps kept; default False")
+    flag(g, "--resume", default=False, help="go on from the kept state; default False")
 
 
 def _add_loss_args(g) -> None:
@@ -415,6 +427,7 @@ def add_released_train_args(p: argparse.ArgumentParser, *own: str) -> None:
     g.add_argument(
         "--adam_eps", type=number(float, 0, above=True), default=1e-8, help="AdamW epsilon; default 1e-8"
     )
+    flag(g, "--restart", default=False, help="delete a kept state and begin anew; default False")
     flag(g, "--shuffle", default=True, help="shuffle each epoch by the seed; default True")
     g.add_argument(
         "--num_workers", type=number(int, 0), default=0, help="processes that prepare batches; default 0"

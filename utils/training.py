@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from utils import checkpoint, engines, models
+from utils import checkpoint, engines, folders, models, state
 from utils.batches import Stream, loader
 from utils.data import Sample
 
@@ -130,8 +129,10 @@ class Trainer:
         self.model, self.optimizer = engines.prepare(self.accelerator, model.train(), self.optimizer)
         self.accelerator.register_for_checkpointing(self.update)
         self.parameters = dict(self.accelerator.unwrap_model(self.model).named_parameters())
-        self.partial = checkpoint.partial_folder(args.save_dir)
+        self.partial = folders.partial_folder(args.save_dir)
         self.manifest = checkpoint.manifest(args, data, self.accelerator) | {"vanilla": self.vanilla}
+        about = {name: self.manifest[name] for name in ("arguments", "processes", "data")}
+        self.state = state.State(args, self.accelerator, about)
         trained_weights = sum(p.numel() for p in trained)
         bits = lambda dtype: str(dtype).removeprefix("torch.")
         arithmetic = torch.bfloat16 if dtype == "mixed" else model.dtype
@@ -162,8 +163,14 @@ class Trainer:
 
     # ------------------------------------------------------------ the loop
     def fit(self, order: Order) -> None:
-        """Step through `num_epochs` times the order. Raises SystemExit(DIVERGED) when a loss is not
-        finite."""
+        """Step through `num_epochs` times the order. Raises SystemExit: DIVERGED when a loss is not finite,
+        state.STOPPED when the run was told to stop and has kept its state."""
+        with ExitStack() as held:
+            held.enter_context(self.state.alone())
+            self._steps(order)
+            self.held = held.pop_all()  # until the model has its name
+
+    def _steps(self, order: Order) -> None:
         from tqdm import tqdm
         from transformers import get_scheduler
 
@@ -180,7 +187,12 @@ class Trainer:
         schedule = get_scheduler(
             args.lr_schedule, self.optimizer.optimizer, round(args.warmup_ratio * len(plan)), len(plan)
         )
-        done = self._resume(schedule) if args.resume else self._start()
+        self.losses: dict[str, float] = {}
+        done = 0
+        if progress := self.state.begin():
+            schedule.load_state_dict(progress["schedule"])
+            done, self.losses = progress["step"], progress["losses"]
+        self.state.check_room(self.parameters.values(), self.save_dtype)
         drawn = {p.name: sum(q is p for q in plan[:done]) for p in order.phases}
         collate = Collator.of(args, self.processor, self.family)
         loaders = {
@@ -188,7 +200,6 @@ class Trainer:
             for p in order.phases
         }
         self.say("steps: " + ", ".join(f"{sum(q is p for q in plan)} {p.name}" for p in order.phases))
-        self.losses: dict[str, float] = {}
         bar = tqdm(
             total=len(plan), initial=done, disable=not acc.is_main_process, unit="step", mininterval=1.0
         )
@@ -205,8 +216,8 @@ class Trainer:
                     log.flush()
                 bar.update()
                 bar.set_postfix({name: f"{loss:.3g}" for name, loss in self.losses.items()}, refresh=False)
-                if args.save_steps and number % args.save_steps == 0 and number < len(plan):
-                    self._keep_state(schedule, number)
+                if number < len(plan) and self.state.wanted(number):
+                    self.state.keep(number, {"schedule": schedule.state_dict(), "losses": self.losses})
         self.manifest["steps"] = len(plan)
 
     def _step(self, phase: Phase, forwards: list[tuple[Batch, bool]], number: int) -> dict[str, float]:
@@ -262,55 +273,17 @@ class Trainer:
             f"error: step {number}: the {phase.name} loss or gradient is {value}; batch: {', '.join(ids)}",
             file=sys.stderr,
         )
-        kept = self.partial / "state" / "progress.json"
-        if kept.is_file():
-            step = checkpoint.read_json(kept)["step"]
-            print(
-                f"kept: the training state after step {step}, in {kept.parent}; go on with --resume True",
-                file=sys.stderr,
-            )
-        else:
-            print(
-                "nothing of this run was saved under its final name; a lower --lr may help", file=sys.stderr
-            )
+        print(state.kept(self.args.save_dir) or f"{state.NOTHING}; a lower --lr may help", file=sys.stderr)
         raise SystemExit(DIVERGED)
 
-    # ------------------------------------------------------------ state on disk
-    def _start(self) -> int:
-        if self.accelerator.is_main_process:
-            shutil.rmtree(self.partial, ignore_errors=True)
-            self.partial.mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
-        return 0
-
-    def _keep_state(self, schedule, number: int) -> None:
-        """Keep model, optimizer, schedule and random states: the new state is whole before the old one
-        goes."""
-        acc, fresh, state = self.accelerator, self.partial / "state.part", self.partial / "state"
-        acc.save_state(str(fresh))
-        if acc.is_main_process:
-            progress = {"step": number, "schedule": schedule.state_dict(), "losses": self.losses}
-            progress |= {name: self.manifest[name] for name in ("arguments", "data")}
-            checkpoint.write_json(fresh / "progress.json", progress)
-            shutil.rmtree(state, ignore_errors=True)
-            fresh.rename(state)
-        acc.wait_for_everyone()
-
-    def _resume(self, schedule) -> int:
-        state = self.partial / "state"
-        progress = checkpoint.read_json(state / "progress.json")
-        self.accelerator.load_state(str(state))
-        schedule.load_state_dict(progress["schedule"])
-        log = self.partial / "log.jsonl"
-        if self.accelerator.is_main_process:
-            log.write_text(
-                "".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[: progress["step"]])
-            )
-        self.say(f"resumed after step {progress['step']}")
-        return progress["step"]
-
+    # ------------------------------------------------------------ the result
     def save(self) -> None:
         """Write model, processor and run.json, and give the folder its final name; what moved is printed."""
+        with self.held:
+            self._save()
+        self.say(f"saved {self.args.save_dir}")
+
+    def _save(self) -> None:
         from utils.shards import whole_weights
 
         acc = self.accelerator
@@ -325,12 +298,10 @@ class Trainer:
             model.to(self.save_dtype)
             model.save_pretrained(self.partial)
             self.processor.save_pretrained(self.partial)
-            shutil.rmtree(self.partial / "state", ignore_errors=True)
             self.manifest |= {"final_losses": self.losses, **checkpoint.cost(self.started)}
             checkpoint.write_json(self.partial / "run.json", self.manifest)
-            checkpoint.publish(self.partial, self.args.save_dir)
+            folders.publish(self.partial, self.args.save_dir)
         acc.wait_for_everyone()
-        self.say(f"saved {self.args.save_dir}")
 
     def _exact(self, model, state):
         """The model on the CPU in fp32, with what compensation holds."""

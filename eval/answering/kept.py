@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.results.predictions import Prediction
-from utils import checkpoint, jsonl
+from utils import checkpoint, folders, jsonl
 
 
 @dataclass
@@ -59,20 +59,21 @@ class Kept:
         """Nobody else writes the result meanwhile, but for other parts. Raises SystemExit where somebody
         does."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
+        folders.recover(self.folder, self._beside("new"), "results.json")
         doing = f"an evaluation writes {self.folder}"
         with ExitStack() as locks:
             several = self.parts > 1
-            locks.enter_context(checkpoint.exclusive(self._beside("lock"), doing, shared=several))
+            locks.enter_context(folders.exclusive(self._beside("lock"), doing, shared=several))
             if several:
                 doing = f"part {self.part} of {self.parts} of {doing}"
-                locks.enter_context(checkpoint.exclusive(self._beside(f"{self.name}.lock"), doing))
+                locks.enter_context(folders.exclusive(self._beside(f"{self.name}.lock"), doing))
             jsonl.cut(self.file, jsonl.read(self.file)[1])  # a line that a stop cut short is no batch
             yield
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """No other part agrees or merges meanwhile: it waits."""
-        with checkpoint.exclusive(self._beside("parts.lock"), "another part", wait=True):
+        with folders.exclusive(self._beside("parts.lock"), "another part", wait=True):
             yield
 
     def agree(self, plan: dict[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from eval.answering.kept import Batch, Kept
 from eval.results.predictions import Prediction, read_predictions
 from eval.results.summary import paired_differences, summarise
 from eval.tasks import TASKS
-from utils import checkpoint, jsonl, models
+from utils import checkpoint, folders, jsonl, models
 from utils.data import Question, fingerprint
 
 
@@ -244,7 +244,7 @@ def _write_results(
         "cost": _cost(batches),
     }
     checkpoint.write_json(fresh / "results.json", results)
-    checkpoint.publish(fresh, folder)
+    folders.publish(fresh, folder)
     for split, tasks in results["splits"].items():
         cells = [
             f"{task} {modality} {TASKS[task].text(entry)}"

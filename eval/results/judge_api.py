@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from eval.results.predictions import Prediction
-from utils import checkpoint, jsonl
+from utils import folders, jsonl
 
 if TYPE_CHECKING:
     import argparse
@@ -117,7 +117,7 @@ class Cache:
         except OSError as error:
             raise JudgeError(f"--judge_cache: {error}") from error
         with self.file:
-            if not checkpoint.try_lock(self.file.fileno()):
+            if not folders.try_lock(self.file.fileno()):
                 raise JudgeError(f"--judge_cache: {self.path} is in use by another run; name another file")
             jsonl.cut(self.path, jsonl.read(self.path)[1])  # a run was killed while it wrote
             yield

@@ -1,0 +1,209 @@
+"""Where a run writes: what it may replace, what a kill leaves, and that two runs exclude each other."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import RATIO, ROOT, run_script
+
+from utils import cli, folders
+
+GA, MASKS = "MLLMU_GA.py", "data_process/MLLMU_gen_mask.py"
+
+
+@pytest.fixture(autouse=True)
+def script(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["MLLMU_GA.py"])
+
+
+def run_of(folder: Path, script: str = "MLLMU_GA.py", text: str = "model") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"script": script}))
+    (folder / "x").write_text(text)
+    return folder
+
+
+def problems_of(save_dir: Path, *inputs: Path, **more) -> list[str]:
+    problems = cli.Problems()
+    folders.check_save_dir(save_dir, problems, [("--model_id", i) for i in inputs], **more)
+    return problems.lines
+
+
+def one_problem(words: str, *given, **more) -> None:
+    (line,) = problems_of(*given, **more)
+    assert line.startswith("--save_dir: ") and words in line, line
+
+
+# ---------------------------------------------------------------- what may be replaced
+def test_a_run_of_the_same_script_may_be_replaced(tmp_path):
+    assert not problems_of(tmp_path / "new" / "run")
+    assert not any(tmp_path.iterdir()), "asking whether it can be written leaves nothing"
+    assert not problems_of(run_of(tmp_path / "run"))
+    one_problem("holds a run of make_nano.py", run_of(tmp_path / "data", "make_nano.py"))
+    (tmp_path / "data" / "run.json").write_text("[]")
+    one_problem("cannot be read", tmp_path / "data")
+
+
+def test_what_is_read_is_neither_in_it_nor_above_it(tmp_path):
+    run = run_of(tmp_path / "run")
+    model = tmp_path / "run" / "deep" / "model"
+    model.mkdir(parents=True)
+    one_problem("(--model_id), which would be lost", run, model)
+    one_problem("same folder as --model_id", run, run)
+    one_problem("lies in", run / "new", run)
+    link = tmp_path / "link"
+    link.symlink_to(run)
+    one_problem("which would be lost", link, model)
+    one_problem("which would be lost", run, link / "deep" / "model")
+    one_problem("lies in", link / "new", run)
+
+
+def test_other_runs_and_evaluations_in_it(tmp_path):
+    run = run_of(tmp_path / "run")
+    (run / "zero_shot").mkdir()
+    with folders.alone(run / "zero_shot" / "forget05"):
+        one_problem("is in use", run)
+    assert not problems_of(run)
+    run_of(run / "another", "MLLMU_NPO.py")
+    one_problem("holds other runs", run)
+
+
+def test_a_folder_in_use(tmp_path):
+    with folders.alone(tmp_path / "run"):
+        one_problem("another run writes", tmp_path / "run")
+        with pytest.raises(SystemExit, match="already"), folders.alone(tmp_path / "run"):
+            pass
+    assert not problems_of(tmp_path / "run")
+
+
+def test_a_forked_process_does_not_hold_the_lock(tmp_path):
+    """Processes that prepare batches outlive a killed training by seconds."""
+    code = f"""
+import os, signal, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from utils import folders
+with folders.alone({str(tmp_path / "run")!r}):
+    ends = os.pipe()
+    if os.fork() == 0:
+        os.write(ends[1], b"x")
+        time.sleep(20)
+        os._exit(0)
+    os.read(ends[0], 1)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert folders.lock_file(tmp_path / "run").exists()
+    assert not folders.is_held(folders.lock_file(tmp_path / "run"))
+
+
+def test_a_kept_state_is_not_another_scripts(tmp_path):
+    (folders.partial_folder(tmp_path / "run") / "state").mkdir(parents=True)
+    one_problem("a training's state is kept", tmp_path / "run")
+    assert not problems_of(tmp_path / "run", trains=True)
+
+
+def test_where_nothing_can_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    one_problem("lies under a file", tmp_path / "file" / "run")
+    one_problem("cannot be written: File name too long", tmp_path / ("x" * 255))
+    one_problem("cannot be written", Path("/proc/nowhere/run"))
+    monkeypatch.setattr(folders, "is_mount", lambda folder: True)
+    one_problem("is a mount point", tmp_path / "run")
+    monkeypatch.undo()
+    assert folders.is_mount(Path("/proc")) and not folders.is_mount(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_without_permission(tmp_path):
+    tmp_path.chmod(0o500)
+    one_problem("cannot be written: Permission denied", tmp_path / "run")
+    tmp_path.chmod(0o700)
+
+
+def test_the_benchmark_is_not_deleted(nano, tiny, tmp_path, capsys):
+    """Training into the folder that nano's make_nano.py wrote, and that holds the tables it reads."""
+    data = shutil.copytree(nano, tmp_path / "data")
+    for script in (GA, MASKS):
+        with pytest.raises(SystemExit) as end:
+            run_script(
+                script, "--model_id", tiny["llava"], "--data_split_dir", data / "MLLMMU-Bench",
+                "--forget_ratio", RATIO, "--save_dir", data,
+            )  # fmt: skip
+        assert end.value.code == 2 and "--save_dir" in capsys.readouterr().err
+    assert (data / "MLLMMU-Bench").is_dir()
+
+
+# ---------------------------------------------------------------- publishing
+def moments(tmp_path: Path, monkeypatch) -> list[Path]:
+    """The whole folder's publishing stopped before each of its steps: copies of the tree."""
+    calls, found = ("rename", "rmtree"), []
+
+    def before(step):
+        def stopped(*given, **more):
+            copy = tmp_path / f"moment{len(found)}"
+            shutil.copytree(tmp_path / "tree", copy)
+            found.append(copy)
+            return step(*given, **more)
+
+        return stopped
+
+    rmtree, rename = shutil.rmtree, Path.rename
+    with monkeypatch.context() as patch:
+        patch.setattr(folders.shutil, "rmtree", before(rmtree))
+        patch.setattr(Path, "rename", before(rename))
+        folders.publish(folders.partial_folder(tmp_path / "tree" / "run"), tmp_path / "tree" / "run")
+    assert len(found) >= len(calls) * 2
+    return found
+
+
+def test_a_kill_while_publishing_leaves_the_old_or_the_new(tmp_path, monkeypatch):
+    run_of(tmp_path / "tree" / "run", text="old")
+    partial = run_of(folders.partial_folder(tmp_path / "tree" / "run"), text="new")
+    (partial / "state").mkdir()
+    for tree in moments(tmp_path, monkeypatch):
+        folders.recover(tree / "run")
+        assert (tree / "run" / "x").read_text() == "new"
+        assert [p.name for p in tree.iterdir()] == ["run"] and not (tree / "run" / "state").exists()
+    assert (tmp_path / "tree" / "run" / "x").read_text() == "new"
+
+
+def test_recover_gives_the_old_its_name_back(tmp_path):
+    run_of(tmp_path / ".run.old", text="old")
+    (tmp_path / ".run.partial").mkdir()
+    assert not folders.recover(tmp_path / "run")
+    assert (tmp_path / "run" / "x").read_text() == "old" and (tmp_path / ".run.partial").is_dir()
+    run_of(tmp_path / ".run.old")
+    with folders.alone(tmp_path / "run"):
+        assert not folders.recover(tmp_path / "run") and (tmp_path / ".run.old").exists(), "somebody works"
+
+
+def test_a_link_is_followed(tmp_path):
+    target = tmp_path / "disk" / "run"
+    target.parent.mkdir()
+    (tmp_path / "run").symlink_to(target)
+    assert not problems_of(tmp_path / "run")
+    for text in ("old", "new"):
+        run_of(folders.partial_folder(tmp_path / "run"), text=text)
+        folders.publish(folders.partial_folder(tmp_path / "run"), tmp_path / "run")
+    assert (tmp_path / "run").is_symlink() and (target / "x").read_text() == "new"
+    assert [p.name for p in target.parent.iterdir()] == ["run"]
+
+
+# ---------------------------------------------------------------- files
+def test_files_that_may_be_written(tmp_path):
+    def line_of(path: Path) -> str:
+        problems = cli.Problems()
+        folders.check_file(path, "--csv", problems, ".csv")
+        return "".join(problems.lines)
+
+    assert not line_of(tmp_path / "new" / "t.csv") and not (tmp_path / "new").exists()
+    (tmp_path / "t.csv").touch()
+    (tmp_path / "results.json").touch()
+    assert not line_of(tmp_path / "t.csv") and not line_of(tmp_path / "other.txt")
+    assert "no .csv file" in line_of(tmp_path / "results.json")
+    assert "is a folder" in line_of(tmp_path)
+    assert "cannot be written" in line_of(Path("/proc/nowhere/t.csv"))

@@ -1,0 +1,236 @@
+"""A training's state on disk: kept now and then and when the run is told to stop, and found by --resume.
+
+It lies in the run's partial folder (utils/folders.py) until the finished model has its name. A new state is
+whole, which its progress.json says, before the old one goes; whatever a kill leaves of that is settled on
+resuming.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils import checkpoint, cli, folders
+from utils.data import Sample, fingerprint
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+STOPPED = 75  # exit code of a run that was told to stop and has kept its state: "try again later"
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+EVERY = 15 * 60  # seconds between two states without --save_steps: a run of minutes keeps none
+SHARE = 0.05  # of the time, at most, goes into writing them
+PROGRESS = "progress.json"  # written last
+NOTHING = "nothing of this run was saved under its final name"
+CUTS = ("batch_size", "gradient_accumulation_steps")  # how a global batch is cut: with the processes
+FREE = ("resume", "restart", "save_steps", "num_workers", "report_to", *CUTS)  # may change on resuming
+
+
+def _places(partial: Path) -> tuple[Path, Path, Path]:
+    state = partial / folders.STATE
+    return state, state.with_name("state.part"), state.with_name("state.old")
+
+
+def find(save_dir: str | Path) -> Path | None:
+    """The newest whole state kept for `save_dir`."""
+    state, part, old = _places(folders.partial_folder(save_dir))
+    return next((place for place in (part, state, old) if (place / PROGRESS).is_file()), None)
+
+
+def kept(save_dir: str | Path) -> str | None:
+    """What is kept, for the screen."""
+    place = find(save_dir)
+    if place is None:
+        return None
+    step = checkpoint.read_json(place / PROGRESS)["step"]
+    return f"the training state after step {step} is kept in {place}; go on with --resume True"
+
+
+# ---------------------------------------------------------------- before anything loads
+def check_start(args, data: dict[str, list[Sample]]) -> None:
+    """--resume needs a state, of the same run; without it none is thrown away but by --restart."""
+    place = find(args.save_dir)
+    if args.resume and args.restart:
+        args.problems.add("--restart: begins anew; not together with --resume True")
+    elif args.resume and place is None:
+        args.problems.add(
+            f"--resume: no kept state for {args.save_dir}; start without --resume (one is kept every 15"
+            " minutes, every --save_steps N, and on SIGTERM)"
+        )
+    elif args.resume and not args.problems.lines:  # a flag that cannot be read stands at its default
+        _check_same_run(args, data, checkpoint.read_json(place / PROGRESS))
+    elif place and not args.resume and not args.restart:
+        args.problems.add(f"--save_dir: {kept(args.save_dir)}, or delete it with --restart True")
+
+
+def _check_same_run(args, data: dict[str, list[Sample]], before: dict[str, Any]) -> None:
+    """The same arguments, steps of as many samples, the same data in the same order."""
+    now = cli.settings(args)
+    for name, value in before["arguments"].items():
+        if name not in FREE and now.get(name) != value:
+            args.problems.add(
+                f"--{name}: the kept run had {value}, not {now.get(name)}; --resume goes on with it"
+            )
+    sizes = []
+    for settings, processes in (
+        (before["arguments"], before["processes"]),
+        (now, int(os.environ.get("WORLD_SIZE", "1"))),
+    ):
+        batch, forwards = (settings[name] for name in CUTS)
+        sizes.append((batch * forwards * processes, f"{batch} × {forwards} × {processes}"))
+    if sizes[0][0] != sizes[1][0]:
+        args.problems.add(
+            f"--batch_size: the kept run's steps are of {sizes[0][0]} samples (--batch_size ×"
+            f" --gradient_accumulation_steps × processes: {sizes[0][1]}), these of {sizes[1][0]}"
+            f" ({sizes[1][1]}); keep the product"
+        )
+    for name, entry in before["data"].items():
+        if name in data and fingerprint(data[name]) != entry["fingerprint"]:
+            args.problems.add(f"--resume: the {name} data are not those of the kept run, or in another order")
+
+
+# ---------------------------------------------------------------- while it runs
+class State:
+    """When and how the state of one run is kept. about: what every state says of the run."""
+
+    def __init__(self, args, accelerator: Accelerator, about: dict[str, Any]):
+        self.args, self.accelerator, self.about = args, accelerator, about
+        self.partial = folders.partial_folder(args.save_dir)
+        self.every = args.save_steps
+        self.told: signal.Signals | None = None  # to stop, this process
+        self.stop = False  # all processes
+        self.last, self.cost = time.monotonic(), 0.0
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else writes this save_dir; signals to stop are noted, for `wanted`, instead of obeyed."""
+        before = {number: signal.signal(number, self._tell) for number in SIGNALS}
+        try:
+            if self.accelerator.is_main_process:
+                with folders.alone(self.args.save_dir):
+                    yield
+            else:
+                yield
+        except (Exception, KeyboardInterrupt) as why:
+            why.add_note(kept(self.args.save_dir) or NOTHING)
+            raise
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _tell(self, number: int, _) -> None:
+        self.told = signal.Signals(number)
+
+    def wanted(self, number: int) -> bool:
+        """Whether the state is to be kept after step `number`; all processes agree on it."""
+        if self.every is None:
+            due = time.monotonic() - self.last > max(EVERY, self.cost / SHARE)
+        else:
+            due = self.every > 0 and number % self.every == 0
+        self.stop = self.told is not None
+        if self.accelerator.num_processes > 1:
+            import torch
+
+            votes = torch.tensor([due, self.stop], dtype=torch.float32, device=self.accelerator.device)
+            due, self.stop = (self.accelerator.reduce(votes, "sum") > 0).tolist()
+        return due or self.stop
+
+    def check_room(self, weights: Iterable[torch.Tensor], saved_as: torch.dtype) -> None:
+        """Before the first step, ask whether the disk has room: for the model, and for two states, one of
+        them being written. Raises SystemExit for what was asked for and has no room."""
+        weights = list(weights)
+        model = sum(w.numel() for w in weights) * saved_as.itemsize
+        moments = 8 * sum(w.numel() for w in weights if w.requires_grad)  # two in fp32, at most
+        one = sum(w.numel() * w.itemsize for w in weights) + moments
+        there = sum(f.stat().st_size for f in self.partial.rglob("*") if f.is_file())
+        free = folders.free_bytes(self.partial) + there
+        says = f"; the disk of {self.args.save_dir} has {free / 1e9:.1f} GB free"
+        if model > free:
+            cli.fail(f"--save_dir: the model needs {model / 1e9:.1f} GB{says}")
+        if max(2 * one, one + model) > free and self.every != 0:
+            needs = f"a training state needs {one / 1e9:.1f} GB, twice while it is written{says}"
+            if self.every:
+                cli.fail(f"--save_steps: {needs}; --save_steps 0 keeps none")
+            self.accelerator.print(f"note: {needs}: none is kept on the way")
+            self.every = 0
+
+    def keep(self, step: int, content: dict[str, Any]) -> None:
+        """Keep model, optimizer, random states, and the content. Raises SystemExit(STOPPED) where `wanted`
+        was told to stop."""
+        begun, acc = time.monotonic(), self.accelerator
+        _, part, _ = _places(self.partial)
+        if acc.is_main_process:
+            _remove(part)
+        acc.wait_for_everyone()
+        acc.save_state(str(part))
+        if acc.is_main_process:
+            checkpoint.write_json(part / PROGRESS, {"step": step, **content, **self.about})
+            _settle(self.partial)
+        acc.wait_for_everyone()
+        self.last = time.monotonic()
+        self.cost = self.last - begun
+        if self.stop:
+            told = self.told.name if self.told else "a signal to another process"
+            acc.print(f"stopped by {told}; {kept(self.args.save_dir)}", file=sys.stderr)
+            raise SystemExit(STOPPED)
+
+    def begin(self) -> dict[str, Any] | None:
+        """An empty partial folder; or, with --resume, the kept state is loaded and what else it says
+        returned."""
+        acc, progress = self.accelerator, None
+        if acc.is_main_process:
+            if self.args.resume:
+                _settle(self.partial)
+            else:
+                for place in _places(self.partial):
+                    _remove(place)
+                shutil.rmtree(self.partial, ignore_errors=True)
+                self.partial.mkdir()
+        acc.wait_for_everyone()
+        if self.args.resume:
+            state, *_ = _places(self.partial)
+            progress = checkpoint.read_json(state / PROGRESS)
+            acc.load_state(str(state))
+            if acc.is_main_process:
+                self._cut_back(progress["step"])
+            self.accelerator.print(f"resumed after step {progress['step']}")
+        return progress
+
+    def _cut_back(self, step: int) -> None:
+        """Take what lies in the partial folder back to where it was after the step."""
+        for rest in self.partial.iterdir():
+            if rest.is_file() and rest.name != "log.jsonl":
+                rest.unlink()
+        log = self.partial / "log.jsonl"
+        lines = log.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
+        checkpoint.write_whole(log, b"".join(kept))
+
+
+def _settle(partial: Path) -> None:
+    """A whole new state takes the old one's place; at every moment `find` finds one of them."""
+    state, part, old = _places(partial)
+    if (part / PROGRESS).is_file():
+        if state.exists():
+            _remove(old)
+            state.rename(old)
+        part.rename(state)
+    elif not state.exists() and (old / PROGRESS).is_file():
+        old.rename(state)
+    _remove(part)
+    _remove(old)
+
+
+def _remove(place: Path) -> None:
+    """Not whole any more from the first moment on."""
+    (place / PROGRESS).unlink(missing_ok=True)
+    shutil.rmtree(place, ignore_errors=True)
