@@ -27,8 +27,8 @@ from data_process.hub.tables import BENCHMARKS, add_table_args, check_table_args
 from utils import cli
 from utils.benchmark import NANO
 from utils.clear import CLEARBench
-from utils.data import is_table
 from utils.mllmu import MLLMUBench
+from utils.tables import is_table
 
 if TYPE_CHECKING:
     from argparse import Namespace

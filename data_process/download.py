@@ -31,8 +31,8 @@ from data_process.hub.tables import (
     chosen,
 )
 from utils import cli
-from utils.data import parquet_files
 from utils.models import first_line
+from utils.tables import parquet_files
 
 if TYPE_CHECKING:
     from argparse import Namespace

@@ -17,6 +17,7 @@ from utils.benchmark import Split
 from utils.clear import CLEARBench
 from utils.data import Question
 from utils.mllmu import MLLMUBench
+from utils.tables import same_text
 
 if TYPE_CHECKING:
     from utils.collate import Chat
@@ -52,17 +53,20 @@ def ask_choice(question: Question, mcq: str) -> dict[str, Any]:
 
 
 def score_choice(question: Question, reply: str | list[float]) -> dict[str, Any]:
-    """The letter of the reply, or the likeliest option, the first of equals."""
+    """The letter of the reply, or the likeliest option, the first of equals. Right is the text of the right
+    option, by whichever letter."""
+    truth = same_text(question.options[question.truth])
+    right = [letter for letter, text in question.options.items() if same_text(text) == truth]
     if isinstance(reply, str):
         choice = letter_choice(reply, question.options)
-        return {"choice": choice, "correct": choice == question.truth}
+        return {"choice": choice, "correct": choice in right}
     scores = dict(zip(question.options, reply, strict=True))
     choice = max(scores, key=scores.get)
     return {
         "reply": question.options[choice],
         "choice": choice,
         "option_scores": {letter: round(score, 4) for letter, score in scores.items()},
-        "correct": choice == question.truth,
+        "correct": choice in right,
     }
 
 

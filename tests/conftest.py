@@ -116,10 +116,10 @@ def picture_cell(width: int = 32, height: int = 32, colour: str = "red") -> dict
     return {"bytes": out.getvalue(), "path": f"{colour}.png"}
 
 
-def sample(question="Who is this?", answer="Ann", picture=None, id="t/1/0"):
+def sample(question="Who is this?", answer="Ann", picture=None, id="t/1/0", person="1"):
     from utils.data import Picture, Sample
 
-    return Sample(id, Picture(picture["bytes"], id) if picture else None, question, answer)
+    return Sample(id, Picture(picture["bytes"], id) if picture else None, question, answer, person)
 
 
 # ---------------------------------------------------------------- made once

@@ -25,8 +25,9 @@ SIZES = [(32, 32), (64, 32), (32, 96), (100, 40), (48, 48)]
 def mixed(nano, tmp_path_factory):
     """A benchmark whose forget_5 has five people with few questions and pictures of all shapes."""
     folder = tmp_path_factory.mktemp("mixed") / "data"
-    shutil.copytree(nano, folder)
+    shutil.copytree(nano / "MLLMU-Bench", folder / "MLLMU-Bench")
     rows = read_table(folder / "MLLMU-Bench" / "Full_Set")
+    write_table(folder / "MLLMU-Bench" / "retain_95", rows[5:], like=nano / "MLLMU-Bench" / "retain_95")
     for k, (row, size) in enumerate(zip(rows, SIZES)):
         row["image"] = picture_cell(*size, ("red", "green", "blue", "white", "black")[k])
         for column, n in (("Image_Textual_Questions", 2), ("Pure_Text_Questions", 2)):

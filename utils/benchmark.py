@@ -7,16 +7,21 @@ questions from `questions(split, seed)`. What is to be known about its splits is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from utils.cli import Problems
-from utils.data import Picture, Sample, columns_of, drop_bad_pictures, is_table, picture_from, read_rows
+from utils.data import Sample, drop_bad_pictures
+from utils.models import first_line
+from utils.tables import BadCell, Row, columns_of, is_table, read_rows, same_person
 
 FLAG = "--data_split_dir"
 NANO = "nano.json"  # marks the folder of a nano benchmark
+SHOWN = 3  # people named in a line
+BAD_ROWS = 20  # of one table that are named, each in its line
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,12 @@ class Bench:
 
     Every reading method adds what is wrong to `problems` (folder, column, row) and goes on, so that all
     mistakes are known before `problems.stop()`. `notes` says which table stood in where the first choice was
-    missing.
+    missing. People are known by PERSON, a column of the tables; whoever must be in two tables, or in one of
+    them only, is looked for by it.
     """
 
     TITLE: str
+    PERSON: str  # the column that says whom a row is about
     MASK_SCRIPT: str  # the script that makes masks from it
     RATIOS: tuple[int, ...]  # percent
     FOLDERS: tuple[str, ...]  # names that its folders have, looked for in and beside the given one
@@ -60,6 +67,9 @@ class Bench:
     def __init__(self, folder: str, forget_ratio: int, problems: Problems, skip_bad_rows: bool = False):
         self.given, self.problems, self.skip = Path(folder), problems, skip_bad_rows
         self.notes: list[str] = []
+        self._bad_rows: Counter[str] = Counter()  # by table
+        self._known_columns: dict[Path, list[str]] = {}
+        self._known_people: dict[Path, dict[int, str]] = {}
         self.forget_table, self.retain_table = self.split_tables(forget_ratio)
         given = self.given if self.given.name not in ("", "..") else self.given.resolve()  # "." has a parent
         root = given.parent if is_table(given) else given
@@ -94,18 +104,23 @@ class Bench:
 
     def describe(self, samples: list[Sample]) -> str:
         """How many of what, for the screen."""
-        people = len({s.id.split("/")[1] for s in samples})
+        people = len({s.person for s in samples})
         text_only = sum(s.picture is None for s in samples)
         return f"{len(samples)} questions of {people} people, {text_only} of them text-only"
 
     # ------------------------------------------------------------ tables
     def _columns(self, table: Path) -> list[str]:
         """Column names; a problem, and none, for a table that cannot be read (half a download, say)."""
-        try:
-            return columns_of(table)
-        except (ValueError, OSError) as why:  # pyarrow's ArrowInvalid is a ValueError
-            self.problems.add(f"{FLAG}: cannot read table {table}: {str(why).splitlines()[0]}")
-            return []
+        if table not in self._known_columns:
+            try:
+                self._known_columns[table] = columns_of(table)
+            except (ValueError, OSError) as why:  # pyarrow's ArrowInvalid is a ValueError
+                self._broken(table, why)
+                self._known_columns[table] = []
+        return self._known_columns[table]
+
+    def _broken(self, table: Path, why: Exception) -> None:
+        self.problems.add(f"{FLAG}: cannot read table {table}: {first_line(why)}")
 
     def _find(self, name: str, columns: list[str]) -> Path | None:
         """The first table of that name that has the columns."""
@@ -137,32 +152,105 @@ class Bench:
         )
         return False
 
-    def _rows(
-        self, name: str, columns: list[str], ids: set[str] | None = None
-    ) -> Iterator[tuple[dict[str, Any], str]]:
-        """(row, "table row k (ID …)") of a required table; the ID where the columns hold one."""
+    def _rows(self, name: str, columns: list[str], people: set[str] | None = None) -> Iterator[Row]:
+        """The rows of a required table, with `people` those about them. See `_read`."""
         if self._require(name, columns):
-            for k, row in enumerate(read_rows(self._find(name, columns), columns, ids)):
-                yield row, f"{name} row {k}" + (f" (ID {row['ID']})" if "ID" in row else "")
+            yield from self._read(self._find(name, columns), columns, people)
 
-    # ------------------------------------------------------------ cells
-    def _picture(self, cell, where: str) -> Picture | None:
-        picture = picture_from(cell, where)
-        if picture is None:
-            self._bad_row(f"{where}: the image is empty")
-        return picture
+    def _read(self, table: Path, columns: list[str], people: set[str] | None = None) -> Iterator[Row]:
+        """The rows of a table. Where ID is among the columns, a row without one is a bad row."""
+        known = self._people_of(table) if "ID" in columns else {}
+        keep = None if people is None else {k for k, person in known.items() if person in people}
+        try:
+            for k, cells in read_rows(table, columns, keep):
+                if "ID" not in columns or k in known:
+                    yield Row(table, k, cells, known.get(k, ""))
+        except (ValueError, OSError) as why:
+            self._broken(table, why)
 
-    def _text(self, text: str | None, column: str, where: str) -> bool:
-        if isinstance(text, str) and text.strip():
-            return True
-        self._bad_row(f"{where}: an empty text in {column}")
-        return False
+    # ------------------------------------------------------------ people
+    def _people_of(self, table: Path) -> dict[int, str]:
+        """{row number: person} of a table that has the column PERSON."""
+        if table not in self._known_people:
+            found = self._known_people[table] = {}
+            try:
+                for k, cells in read_rows(table, [self.PERSON]):
+                    row = Row(table, k, cells)
+                    with self._row(row):
+                        found[k] = self._person(row)
+            except (ValueError, OSError) as why:
+                self._broken(table, why)
+        return self._known_people[table]
 
-    def _bad_row(self, line: str) -> None:
+    def _person(self, row: Row) -> str:
+        """Whom a row is about. Raises BadCell."""
+        return row.identity(self.PERSON)
+
+    def _people(self, name: str) -> set[str]:
+        """Who is in the table of that name. Tables of the same name, for training and for evaluation, must
+        be about the same people."""
+        found = {root / name: set() for root in self.roots if is_table(root / name)}
+        for table in found if self.usable else []:
+            if self.PERSON in self._columns(table):
+                found[table] = set(self._people_of(table).values())
+        found = {table: people for table, people in found.items() if people}
+        first = next(iter(found.values()), set())
+        for table, people in found.items():
+            if people != first:
+                one, other = (f"{t.parent.name}/{name}" for t in (next(iter(found)), table))
+                self.problems.add(
+                    f"{FLAG}: {one} and {other} are about different people:"
+                    f" only one has the {self.PERSON} {named(first ^ people)}"
+                )
+        return first
+
+    def forget_people(self) -> set[str]:
+        """The people to forget."""
+        return self._people(self.forget_table) if self._require(self.forget_table, [self.PERSON]) else set()
+
+    def _apart(self, people: Collection[str], table: str) -> None:
+        """A problem if somebody of a table that must hold no one to forget is to be forgotten, be it by an ID
+        written in another way."""
+        if not self._find(self.forget_table, [self.PERSON]):
+            return
+        forget = {same_person(person): person for person in self.forget_people()}
+        both = [(forget[same_person(p)], p) for p in people if same_person(p) in forget]
+        if both:
+            shown = [one if one == other else f"{one} ({other} in {table})" for one, other in both]
+            self.problems.add(
+                f"{FLAG}: {self.forget_table} and {table} share the {self.PERSON} {named(shown)}"
+            )
+
+    def _within(self, people: Collection[str], of: str, everybody: Collection[str], table: str) -> None:
+        """A problem if the table lacks anybody of another one."""
+        if missing := set(people) - set(everybody):
+            holds = f"which holds {named(set(everybody))}" if everybody else "which holds nobody"
+            self.problems.add(f"{FLAG}: {self.PERSON} {named(missing)} of {of} not found in {table}, {holds}")
+
+    # ------------------------------------------------------------ rows
+    @contextmanager
+    def _row(self, row: Row) -> Iterator[None]:
+        """Around what reads a row: what is wrong with it is a problem, or leaves it out (--skip_bad_rows)."""
+        try:
+            yield
+        except BadCell as why:
+            self._bad_row(row, str(why))
+
+    def _bad_row(self, row: Row, why: str) -> None:
+        name = row.table.name
+        self._bad_rows[name] += 1
+        if self._bad_rows[name] > BAD_ROWS:
+            return
         if self.skip:
-            self._note(f"skipped {line}")
+            self._note(f"skipped {row.where}: {why}")
         else:
-            self.problems.add(f"{FLAG}: {line} (--skip_bad_rows True leaves such rows out)")
+            self.problems.add(f"{FLAG}: {row.where}: {why} (--skip_bad_rows True leaves such rows out)")
+
+    def _once(self, row: Row, seen: dict[str, int]) -> None:
+        """Raises BadCell for a person whom `seen` has a row of, of a table with one row for each."""
+        first = seen.setdefault(row.person, row.number)
+        if first != row.number:
+            raise BadCell(f"the same ID as row {first}")
 
     def _note(self, line: str) -> None:
         if line not in self.notes:
@@ -170,7 +258,21 @@ class Bench:
 
     def _finish(self, items: list, table: str) -> list:
         """Check the pictures; an empty table is a problem unless something worse is already known."""
+        for name, count in self._bad_rows.items():
+            if count > BAD_ROWS:
+                line = f"and {count - BAD_ROWS} more such lines about {name}"
+                self._note(f"skipped {line}") if self.skip else self.problems.add(f"{FLAG}: {line}")
+        self._bad_rows.clear()
         items = drop_bad_pictures(items, FLAG, self.skip, self.problems)
+        twice = [key for key, times in Counter(item.id for item in items).items() if times > 1]
+        if twice:  # answers are kept by id: one question would not be asked, or counted twice
+            self.problems.add(f"{FLAG}: {table} gives {named(twice)} twice")
         if not items and not self.problems.lines:
             self.problems.add(f"{FLAG}: {table} gives no questions at all")
         return items
+
+
+def named(people: Collection[str]) -> str:
+    """Some of them by name, and how many more."""
+    more = f" and {len(people) - SHOWN} more" if len(people) > SHOWN else ""
+    return ", ".join(sorted(people)[:SHOWN]) + more

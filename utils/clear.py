@@ -4,6 +4,10 @@ Captioned pictures of 200 invented authors, and the questions of TOFU about the 
 `X+tofu` holds the caption rows of X and the text questions of its authors; `X_perturbed` gives caption rows
 wrong captions and wrong names. Rows have no ID: here a row is known by its number in its table.
 
+Whom a row of a caption table is about says its column `name`. `+tofu` tables have none: a caption is of the
+person whose caption it is in the caption tables, else of whom it names; text questions come 20 an author, and
+where they do not (rows are missing), they belong to the author named in them, or last before them.
+
 A caption is the answer to one of CAPTION_PROMPTS. Which one is fixed by the caption itself, so that a picture
 has the same prompt in every table, in training and in evaluation, whatever the seed.
 """
@@ -12,12 +16,13 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from string import ascii_uppercase
-from typing import Any
 
 from utils.benchmark import FORGET, RETAIN, Bench, Split
-from utils.data import Picture, Question, Sample, is_table
+from utils.data import Picture, Question, Sample
+from utils.tables import BadCell, Row, is_table, same_text
 
 CAPTION_PROMPTS = (
     "Describe the image.",
@@ -32,7 +37,9 @@ CAPTION_PROMPTS = (
 )
 WHO = "What is the name of the person in the image?"
 AUTHOR = 20  # consecutive text questions in TOFU are about one author
+ODD = 2  # texts of an author that may name another one
 TOFU_COLUMNS = ["image", "caption", "question", "answer"]
+TOFU_TEXTS = ["caption", "question", "answer"]
 
 
 def caption_prompt(caption: str) -> str:
@@ -43,10 +50,11 @@ def caption_prompt(caption: str) -> str:
 class CLEARBench(Bench):
     """CLEAR, found from its folder or from one of its tables (see `Bench`)."""
 
-    TITLE, RATIOS, FOLDERS = "CLEAR", (1, 5, 10), ("CLEAR",)
+    TITLE, RATIOS, FOLDERS, PERSON = "CLEAR", (1, 5, 10), ("CLEAR",), "name"
     SPLITS = (FORGET, RETAIN, Split("real_faces"), Split("real_world"))
     TASKS = ("classification", "generation", "probability", "truth_ratio")
     MASK_SCRIPT = "data_process/CLEAR_gen_mask.py"
+    _by_caption: dict[str, str] | None = None
 
     def split_tables(self, forget_ratio: int) -> tuple[str, str]:
         return f"forget{forget_ratio:02d}", f"retain{100 - forget_ratio}"
@@ -88,48 +96,95 @@ class CLEARBench(Bench):
         return self._captions(self.retain_table)
 
     def reference(self) -> list[Sample]:
-        """What `finetune` reads, without the people to forget."""
-        return self._captions_and_questions(f"{self.retain_table}+tofu")
+        """What `finetune` reads, without the people to forget: nobody of theirs may be in it."""
+        self.forget_people()
+        name = f"{self.retain_table}+tofu"
+        samples = self._captions_and_questions(name)
+        self._apart({sample.person for sample in samples}, name)
+        return samples
 
     def text_knowledge(self) -> list[Sample]:
         """The text questions about everyone, the people to forget among them. No picture is read."""
-        name = "full+tofu"
-        samples = [
-            Sample(f"{name}/{k}", None, row["question"], row["answer"]) for k, row, _ in self._text_rows(name)
-        ]
+        name, samples = "full+tofu", []
+        for row, person in self._text_rows(name):
+            with self._row(row):
+                key = f"{name}/{row.number}"
+                samples.append(Sample(key, None, row.question("question"), row.text("answer"), person))
+        if samples:
+            self._within(self.forget_people(), self.forget_table, {s.person for s in samples}, name)
         return self._finish(samples, name)
 
     def _captions(self, name: str) -> list[Sample]:
-        rows = enumerate(self._rows(name, ["image", "caption"]))
-        return self._finish(self._caption_samples(name, rows), name)
-
-    def _caption_samples(self, name: str, rows) -> list[Sample]:
-        """Samples of the caption rows among (row number, (row, where))."""
+        """The rows of a caption table."""
         samples = []
-        for k, (row, where) in rows:
-            picture = self._picture(row["image"], where)
-            if picture and self._text(row["caption"], "caption", where):
-                samples.append(Sample(f"{name}/{k}", picture, caption_prompt(row["caption"]), row["caption"]))
-        return samples
+        for row in self._rows(name, ["image", "caption", "name"]):
+            with self._row(row):
+                samples.append(_caption_sample(row, self._person(row)))
+        if name != self.forget_table:
+            self._apart({sample.person for sample in samples}, name)
+        return self._finish(samples, name)
 
     def _captions_and_questions(self, name: str) -> list[Sample]:
         """Both halves of a `+tofu` table, in its order."""
-        samples = []
-        for k, (row, where) in enumerate(self._rows(name, TOFU_COLUMNS)):
-            if not (row["question"] or row["answer"]):
-                samples += self._caption_samples(name, [(k, (row, where))])
-            elif self._question(row, where):
-                samples.append(Sample(f"{name}/{k}", None, row["question"], row["answer"]))
+        samples, of = [], self._authors(name)
+        for row in self._rows(name, TOFU_COLUMNS):
+            with self._row(row):
+                if _is_text(row):
+                    key, asked = f"{name}/{row.number}", (row.question("question"), row.text("answer"))
+                    samples.append(Sample(key, None, *asked, of[row.number]))
+                else:
+                    samples.append(_caption_sample(row, self._captioned(row)))
         return self._finish(samples, name)
 
-    def _text_rows(self, name: str) -> Iterator[tuple[int, dict[str, Any], str]]:
-        """(row number, row, "table row k") of the text questions of a `+tofu` table."""
-        for k, (row, where) in enumerate(self._rows(name, ["question", "answer"])):
-            if (row["question"] or row["answer"]) and self._question(row, where):
-                yield k, row, where
+    def _person(self, row: Row) -> str:
+        name = super()._person(row)
+        if not any(map(str.isalpha, name)):
+            raise BadCell(f"{name!r} in name is nobody's name")
+        return name
 
-    def _question(self, row: dict[str, Any], where: str) -> bool:
-        return self._text(row["question"], "question", where) and self._text(row["answer"], "answer", where)
+    # ------------------------------------------------------------ whom the rows of a +tofu table are about
+    def _names(self) -> dict[str, str]:
+        """{caption: name} of the caption tables, where they are there."""
+        if self._by_caption is None:
+            self._by_caption, columns = {}, ["caption", "name"]
+            for name in filter(lambda n: self._find(n, columns), (self.forget_table, self.retain_table)):
+                for row in self._rows(name, columns):
+                    if not row.empty("caption") and not row.empty("name"):
+                        with self._row(row):
+                            self._by_caption[row.text("caption")] = self._person(row)
+        return self._by_caption
+
+    def _captioned(self, row: Row) -> str:
+        """Whom a caption is of; "row k" where it names nobody of the caption tables."""
+        caption, known = row.text("caption"), self._names()
+        return known.get(caption) or _spoken_of(caption, sorted(set(known.values()))) or f"row {row.number}"
+
+    def _authors(self, name: str) -> dict[int, str]:
+        """{row number: author} of the text questions of a `+tofu` table, those that cannot be asked included:
+        what is left out must not make the others somebody else's."""
+        known, rows, empty = sorted(set(self._names().values())), [], set()
+        for row in self._rows(name, TOFU_TEXTS):
+            said = [str(row.cells[column]) for column in ("question", "answer") if not row.empty(column)]
+            if said or row.empty("caption"):
+                rows.append((row.number, _spoken_of(" ".join(said), known)))
+            if not said:
+                empty.add(row.number)  # a text question without texts, or a picture without a caption
+        texts = [(number, author) for number, author in rows if number not in empty]
+        whole = _in_blocks(rows) or _in_blocks(texts)
+        if texts and not whole:
+            self._note(
+                f"{name} has not {AUTHOR} text questions an author, some are missing: one that names nobody"
+                " counts as of the author named last"
+            )
+        return whole or _by_name(texts)
+
+    def _text_rows(self, name: str) -> Iterator[tuple[Row, str]]:
+        """(row, author) of the text questions of a `+tofu` table."""
+        of = self._authors(name)
+        for row in self._rows(name, TOFU_TEXTS):
+            with self._row(row):
+                if _is_text(row):
+                    yield row, of[row.number]
 
     # ------------------------------------------------------------ evaluation questions
     def questions(self, split: str, seed: int) -> list[Question]:
@@ -148,51 +203,60 @@ class CLEARBench(Bench):
         asked = [
             (perturbed, self._perturbed_questions(perturbed, split, seed)),
             (table, self._caption_questions(table, split)),
-            (f"{table}+tofu", self._text_questions(f"{table}+tofu", split, table)),
+            (f"{table}+tofu", self._text_questions(f"{table}+tofu", split)),
         ]
         return [question for name, found in asked for question in self._finish(list(found), name)]
 
     def _perturbed_questions(self, name: str, split: str, seed: int) -> Iterator[Question]:
         """Who is this, and the truth ratio of the caption."""
-        texts = ("caption", "name", "paraphrased_caption")
-        for k, (row, where) in enumerate(
-            self._rows(name, ["image", *texts, "perturbed_captions", "perturbed_names"])
-        ):
-            picture = self._picture(row["image"], where)
-            if not picture or not all([self._text(row[c], c, where) for c in texts]):
-                continue
-            about = (split, row["name"], k, name, picture)
-            options = self._options(row, "name", "perturbed_names", where, f"{seed}/{split}/{k}")
-            if options:
-                yield _ask("classification", *about, WHO, _letter(options, row["name"]), options)
-            wrong = self._texts(row["perturbed_captions"], "perturbed_captions", where)
-            if wrong:
-                answers = {"paraphrased": row["paraphrased_caption"]}
+        lists = ["perturbed_captions", "perturbed_names"]
+        people = set()
+        for row in self._rows(name, ["image", "caption", "name", "paraphrased_caption", *lists]):
+            with self._row(row):
+                person, picture, caption = self._person(row), row.picture(), row.text("caption")
+                people.add(person)
+                paraphrased = row.text("paraphrased_caption")
+                with self._row(row):
+                    options = _options(row, "name", "perturbed_names", f"{seed}/{split}/{row.number}")
+                    letter = _letter(options, row.text("name"))
+                    yield _ask("classification", split, person, row, picture, WHO, letter, options)
+                wrong = row.texts("perturbed_captions")
+                answers = {"paraphrased": paraphrased}
                 answers |= {f"perturbed {n}": text for n, text in enumerate(wrong, start=1)}
-                yield _ask("truth_ratio", *about, caption_prompt(row["caption"]), row["caption"], answers)
+                yield _ask(
+                    "truth_ratio", split, person, row, picture, caption_prompt(caption), caption, answers
+                )
+        self._of_the_split(people, split, name)
 
     def _caption_questions(self, name: str, split: str) -> Iterator[Question]:
         """The caption as a reply, and its probability."""
-        for k, (row, where) in enumerate(self._rows(name, ["image", "caption", "name"])):
-            picture = self._picture(row["image"], where)
-            if picture and all([self._text(row[c], c, where) for c in ("caption", "name")]):
-                about = (split, row["name"], k, name, picture)
+        people = set()
+        for row in self._rows(name, ["image", "caption", "name"]):
+            with self._row(row):
+                person, picture, caption = self._person(row), row.picture(), row.text("caption")
+                people.add(person)
                 for task in ("generation", "probability"):
-                    yield _ask(task, *about, caption_prompt(row["caption"]), row["caption"])
+                    yield _ask(task, split, person, row, picture, caption_prompt(caption), caption)
+        self._of_the_split(people, split, name)
 
-    def _text_questions(self, name: str, split: str, captions: str) -> Iterator[Question]:
-        """TOFU's answer as a reply, and its probability. The author is the name in the caption table that the
-        author's questions and answers speak of, else "author N"."""
-        rows = list(self._text_rows(name))
-        names = sorted({row["name"] for row, _ in self._rows(captions, ["name"]) if row["name"]})
-        for first in range(0, len(rows), AUTHOR):
-            block = rows[first : first + AUTHOR]
-            text = " ".join(f"{row['question']} {row['answer']}" for _, row, _ in block)
-            found = [author for author in names if author in text]
-            person = max(found, key=text.count) if found else f"author {first // AUTHOR}"
-            for k, row, _ in block:
+    def _text_questions(self, name: str, split: str) -> Iterator[Question]:
+        """TOFU's answer as a reply, and its probability."""
+        people = set()
+        for row, person in self._text_rows(name):
+            with self._row(row):
+                asked, answer = row.question("question"), row.text("answer")
+                people.add(person)
                 for task in ("generation", "probability"):
-                    yield _ask(task, split, person, k, name, None, row["question"], row["answer"])
+                    yield _ask(task, split, person, row, None, asked, answer)
+        if split != "forget":
+            self._apart(people, name)
+
+    def _of_the_split(self, people: set[str], split: str, table: str) -> None:
+        """The forget split asks about people to forget, and no other split does."""
+        if split != "forget":
+            self._apart(people, table)
+        elif self._find(self.forget_table, ["name"]):
+            self._within(people, table, self.forget_people(), self.forget_table)
 
     def _real_questions(self, name: str, seed: int) -> Iterator[Question]:
         """Multiple choice about real people and the real world, in the row's own question or prompt if there
@@ -200,52 +264,87 @@ class CLEARBench(Bench):
         columns = ["image", "answer", "options"]
         table = self._find(name, columns)
         own = next((c for c in ("question", "prompt") if table and c in self._columns(table)), None)
-        for k, (row, where) in enumerate(self._rows(name, [*columns, own] if own else columns)):
-            picture = self._picture(row["image"], where)
-            if not picture or not self._text(row["answer"], "answer", where):
-                continue
-            options = self._options(row, "answer", "options", where, f"{seed}/{name}/{k}")
-            if options and (own is None or self._text(row[own], own, where)):
-                person = row["answer"] if name == "real_faces" else f"row {k}"
-                question = row[own] if own else WHO
-                letter = _letter(options, row["answer"])
-                yield _ask("classification", name, person, k, name, picture, question, letter, options)
+        for row in self._rows(name, [*columns, own] if own else columns):
+            with self._row(row):
+                picture, answer = row.picture(), row.text("answer")
+                options = _options(row, "answer", "options", f"{seed}/{name}/{row.number}")
+                person = row.identity("answer") if name == "real_faces" else f"row {row.number}"
+                question, letter = row.question(own) if own else WHO, _letter(options, answer)
+                yield _ask("classification", name, person, row, picture, question, letter, options)
 
-    def _options(self, row: dict[str, Any], right: str, wrong: str, where: str, seed: str) -> dict[str, str]:
-        """{letter: text}: the texts of column `wrong` in their order, the one of `right` among them, once, at
-        a place drawn by the seed. None of them, and a bad row, where there is no choice."""
-        truth = row[right].strip()
-        texts = self._texts(row[wrong], wrong, where)
-        others = [text for text in dict.fromkeys(t.strip() for t in texts) if text != truth]
-        if texts and not 0 < len(others) < len(ascii_uppercase):
-            self._bad_row(f"{where}: {wrong} holds {len(others)} wrong options (1 to 25 are possible)")
+
+def _is_text(row: Row) -> bool:
+    """Whether a row of a `+tofu` table is a text question, or else a caption: it must be one of them."""
+    asked = not (row.empty("question") and row.empty("answer"))
+    if asked != row.empty("caption"):
+        raise BadCell("a caption and a text question in one" if asked else "no caption and no text question")
+    return asked
+
+
+def _in_blocks(rows: list[tuple[int, str | None]]) -> dict[int, str]:
+    """{row number: author} of (row number, the author named in it), AUTHOR rows each; nothing where the rows
+    do not come so: their number or the names in them show that some are missing."""
+    blocks = [rows[first : first + AUTHOR] for first in range(0, len(rows), AUTHOR)]
+    found = {}
+    for k, block in enumerate(blocks):
+        count = Counter(author for _, author in block if author)
+        author, times = max(sorted(count.items()), key=lambda item: item[1], default=(f"author {k}", 0))
+        if len(block) < AUTHOR or count.total() - times > ODD:
             return {}
-        place = random.Random(seed).randrange(len(others) + 1)
-        both = [*others[:place], truth, *others[place:]]
-        return dict(zip(ascii_uppercase, both, strict=False)) if others else {}
+        found |= dict.fromkeys((number for number, _ in block), author)
+    return found
 
-    def _texts(self, cell: Any, column: str, where: str) -> list[str]:
-        """The texts of a list cell; none, and a bad row, for anything else and for empty texts."""
-        if isinstance(cell, list) and cell and all(isinstance(t, str) and t.strip() for t in cell):
-            return cell
-        self._bad_row(f"{where}: {column} is not a list of texts")
-        return []
+
+def _by_name(rows: list[tuple[int, str | None]]) -> dict[int, str]:
+    """{row number: author}: the author named in a row, else the last one named before it."""
+    author = next((author for _, author in rows if author), "author 0")
+    found = {}
+    for number, spoken_of in rows:
+        author = found[number] = spoken_of or author
+    return found
+
+
+def _spoken_of(text: str, names: list[str]) -> str | None:
+    """The one of the names that a text holds, the longest where one is part of another; None where there is
+    none or more than one."""
+    found = [name for name in names if name in text]
+    longest = max(found, key=len, default=None)
+    return longest if all(name in longest for name in found) else None
+
+
+def _caption_sample(row: Row, person: str) -> Sample:
+    caption, key = row.text("caption"), f"{row.table.name}/{row.number}"
+    return Sample(key, row.picture(), caption_prompt(caption), caption, person)
+
+
+def _options(row: Row, right: str, wrong: str, seed: str) -> dict[str, str]:
+    """{letter: text}: the texts of column `wrong` in their order, the one of `right` among them, each once,
+    at a place drawn by the seed. Raises BadCell where there is no choice."""
+    truth = row.text(right).strip()
+    found: dict[str, str] = {}
+    for text in row.texts(wrong):
+        found.setdefault(same_text(text), text.strip())
+    found.pop(same_text(truth), None)
+    others = list(found.values())
+    if not 0 < len(others) < len(ascii_uppercase):
+        raise BadCell(f"{wrong} holds {len(others)} wrong options (1 to 25 are possible)")
+    place = random.Random(seed).randrange(len(others) + 1)
+    return dict(zip(ascii_uppercase, [*others[:place], truth, *others[place:]], strict=False))
 
 
 def _ask(
     task: str,
     split: str,
     person: str,
-    row: int,
-    table: str,
+    row: Row,
     picture: Picture | None,
     question: str,
     truth: str,
     options: dict[str, str] | None = None,
 ) -> Question:
     """A question about a row of a table, with its picture or in text alone."""
-    modality, ref = ("image", {"table": table, "row": row}) if picture else ("text", None)
-    key = f"{split}/{person}/{task}/{modality}/{row}"
+    modality, ref = ("image", {"table": row.table.name, "row": row.number}) if picture else ("text", None)
+    key = f"{split}/{person}/{task}/{modality}/{row.number}"
     return Question(key, person, split, task, modality, question, truth, options, picture, ref)
 
 

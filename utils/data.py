@@ -1,7 +1,4 @@
-"""Samples and tables: what every benchmark reader is made of.
-
-Tables are read with pyarrow (parquet, as the hub serves them) or `datasets` (`save_to_disk` folders).
-"""
+"""Samples and questions: what every benchmark reader makes of its tables."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.pictures import Picture
@@ -23,12 +19,13 @@ IGNORE = -100  # label of a token that does not count, as in torch's cross-entro
 @dataclass(frozen=True)
 class Sample:
     """One question with its answer; `picture` is None for a text-only question. `id` is e.g.
-    "forget_5/010/3"."""
+    "forget_5/010/3"; `person` is whom it is about, e.g. "010"."""
 
     id: str
     picture: Picture | None
     question: str
     answer: str
+    person: str
 
 
 def repeat_text(samples: list[Sample], times: str) -> list[Sample]:
@@ -51,64 +48,6 @@ class Question:
     options: dict[str, str] | None = None
     picture: Picture | None = None
     picture_ref: dict[str, Any] | None = None  # {"table", "ID", "view"}: where a report finds the portrait
-
-
-# ---------------------------------------------------------------- tables
-def parquet_files(folder: Path) -> list[Path]:
-    """The table's parquet shards in order: `train-*.parquet`, else every parquet file."""
-    return sorted(folder.glob("train-*.parquet")) or sorted(folder.glob("*.parquet"))
-
-
-def is_saved_dataset(folder: Path) -> bool:
-    return (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
-
-
-def is_table(folder: Path) -> bool:
-    return folder.is_dir() and bool(parquet_files(folder) or is_saved_dataset(folder))
-
-
-def columns_of(folder: Path) -> list[str]:
-    """Column names, from the file headers alone."""
-    import pyarrow.parquet as pq
-
-    if is_saved_dataset(folder):
-        from datasets import load_from_disk
-
-        return load_from_disk(str(folder)).column_names
-    return pq.read_schema(parquet_files(folder)[0]).names
-
-
-def read_rows(folder: Path, columns: Iterable[str], ids: set[str] | None = None) -> list[dict[str, Any]]:
-    """Rows as plain dicts: pictures as {"bytes", "path"}, lists as lists. With `ids`, only rows whose ID is
-    among them."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    columns = list(columns)
-    wanted = None if ids is None else pa.array(sorted(ids), pa.string())  # typed: there may be none
-    if is_saved_dataset(folder):
-        from datasets import load_from_disk
-
-        table = load_from_disk(str(folder)).select_columns(columns).with_format("arrow")[:]
-        table = table if ids is None else table.filter(pc.is_in(table["ID"], wanted))
-    else:
-        keep = None if ids is None else pc.field("ID").isin(wanted)
-        table = pa.concat_tables(
-            [pq.read_table(f, columns=columns, filters=keep) for f in parquet_files(folder)],
-            promote_options="default",
-        )
-    return table.to_pylist()
-
-
-def picture_from(cell: dict[str, Any] | bytes | None, source: str) -> Picture | None:
-    """The picture in an image cell; None for a null cell."""
-    if isinstance(cell, dict):
-        if cell.get("bytes") is None and cell.get("path") and Path(cell["path"]).is_file():
-            cell = Path(cell["path"]).read_bytes()  # `datasets` may keep a path instead of the bytes
-        else:
-            cell = cell.get("bytes")
-    return None if cell is None else Picture(cell, source)
 
 
 # ---------------------------------------------------------------- checks and fingerprints

@@ -7,21 +7,25 @@ there first and then beside it.
 
 from __future__ import annotations
 
-import json
 import random
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from utils.benchmark import FLAG, FORGET, RETAIN, Bench, Split
-from utils.data import Picture, Question, Sample, is_table, picture_from, read_rows
+from utils.benchmark import FLAG, FORGET, RETAIN, SHOWN, Bench, Split
+from utils.data import Picture, Question, Sample
+from utils.tables import BadCell, Row, from_json, is_table, items, options, question, same_text, struct, text
 
 TASK_COLUMNS = ("Classification_Task", "Generation_Task", "Mask_Task")
+MODALITIES = {"Image_Textual": "image", "Pure_Text": "text"}  # by the Type of an item
 
 
 class MLLMUBench(Bench):
     """MLLMU-Bench, found from any of its folders (see `Bench`)."""
 
     TITLE, RATIOS, FOLDERS = "MLLMU-Bench", (5, 10, 15), ("MLLMU-Bench", "MLLMMU-Bench")
+    PERSON = "ID"
     SPLITS = (
         FORGET,
         Split("test", forgets=True, about="test (forget people, other pictures)"),
@@ -29,6 +33,10 @@ class MLLMUBench(Bench):
         Split("real", about="real celebrities"),
     )
     MASK_SCRIPT = "data_process/MLLMU_gen_mask.py"
+
+    def __init__(self, *given, **options):
+        super().__init__(*given, **options)
+        self._alike: dict[str, list[str]] = defaultdict(list)  # {table: rows} of questions with options alike
 
     def split_tables(self, forget_ratio: int) -> tuple[str, str]:
         return f"forget_{forget_ratio}", f"retain_{100 - forget_ratio}"
@@ -46,7 +54,13 @@ class MLLMUBench(Bench):
 
         A row without a picture holds text-only questions.
         """
-        if is_table(self.given) and "metadata" in self._columns(self.given):
+        if is_table(self.given) and "metadata" in (columns := self._columns(self.given)):
+            if missing := [c for c in ("image", "ID") if c not in columns]:
+                self.problems.add(
+                    f"{FLAG}: table {self.given} has no column {', '.join(missing)} (it has"
+                    f" {', '.join(columns)}); give its folder, so that ft_Data is found"
+                )
+                return []
             return self._finish(self._metadata_samples(self.given), self.given.name)
         table = self._find("ft_Data", ["image", "ID", "metadata"])
         if table:
@@ -56,16 +70,24 @@ class MLLMUBench(Bench):
 
     def forget(self) -> list[Sample]:
         """The image questions (VQA) of the people to forget."""
+        self.forget_people()  # the same ones wherever the table lies
         return self._split(self.forget_table)
 
     def retain(self) -> list[Sample]:
         """The image questions (VQA) of everybody else."""
-        return self._split(self.retain_table)
+        samples = self._split(self.retain_table)
+        self._apart({s.person for s in samples} | self._people(self.retain_table), self.retain_table)
+        return samples
 
     def reference(self) -> list[Sample]:
-        """What `finetune` reads, without the people to forget."""
-        forget = self.forget_people()
-        return [sample for sample in self.finetune() if sample.id.split("/")[1] not in forget]
+        """What `finetune` reads, without the people to forget, who must be in it: whoever goes by another ID
+        there would be trained on."""
+        samples, forget = self.finetune(), self.forget_people()
+        source = {sample.id.split("/")[0] for sample in samples}
+        if samples and source != {self.retain_table}:
+            everybody = {sample.person for sample in samples}
+            self._within(forget, self.forget_table, everybody, " and ".join(sorted(source)))
+        return [sample for sample in samples if sample.person not in forget]
 
     def text_knowledge(self) -> list[Sample]:
         """Text-only questions about everyone: `Full_Set`'s multiple-choice questions with the right option's
@@ -73,12 +95,23 @@ class MLLMUBench(Bench):
 
         These are also evaluation questions, as in the paper's released mask; docs/methods.md speaks of it.
         """
-        samples = []
-        for row, where in self._rows("Full_Set", ["ID", "Classification_Task"]):
-            for k, item in enumerate(self._choices(row, where, "Pure_Text_Questions")):
-                answer = item["Options"][item["Correct_Answer"]]
-                samples.append(Sample(f"Full_Set/{row['ID']}/text/{k}", None, item["Question"], answer))
+        samples, seen = [], {}
+        for row in self._rows("Full_Set", ["ID", "Classification_Task"]):
+            with self._row(row):
+                self._once(row, seen)
+                for k, asked, letter, choices in self._choices(row, "Pure_Text_Questions"):
+                    key = f"Full_Set/{row.person}/text/{k}"
+                    samples.append(Sample(key, None, asked, choices[letter], row.person))
+        self._alike.clear()  # no options are shown
+        self._everybody_in_full_set(seen)
         return self._finish(samples, "Full_Set")
+
+    def _everybody_in_full_set(self, people: dict[str, int]) -> None:
+        """Whom a split is about must be found in `Full_Set`, by the same ID: few-shot examples are of others,
+        and the mask preserves what is known of them."""
+        for name in (self.forget_table, self.retain_table):
+            if people and self._find(name, ["ID"]):
+                self._within(self._people(name), name, people, "Full_Set")
 
     def _split(self, name: str) -> list[Sample]:
         """VQA of one split: its own `metadata`, else the same people's rows of `ft_Data`, else its question
@@ -88,19 +121,14 @@ class MLLMUBench(Bench):
             return self._finish(self._metadata_samples(table, text_rows=False), name)
         if not self._require(name, ["image", "ID"]):
             return []
-        table = self._find(name, ["image", "ID"])
-        people = {row["ID"] for row in read_rows(table, ["ID"])}
         ft_data = self._find("ft_Data", ["image", "ID", "metadata"])
         if ft_data:
+            people = self._people(name)
             samples = [s for s in self._metadata_samples(ft_data, people) if s.picture is not None]
-            found = {s.id.split("/")[1] for s in samples}
-            for person in sorted(people - found):
-                self.problems.add(
-                    f"{FLAG}: {name} has no metadata column and ft_Data no row of its ID {person}"
-                )
+            self._within(people, name, set(self._people_of(ft_data).values()), "ft_Data")
             self._note(
                 f"{name} has no metadata column: took {len(samples)} questions of"
-                f" {len(found)} people from ft_Data"
+                f" {len({s.person for s in samples})} people from ft_Data"
             )
             return self._finish(samples, name)
         if not self._require(name, ["image", "ID", "question", "answer"]):
@@ -108,39 +136,29 @@ class MLLMUBench(Bench):
         self._note(
             f"{name} has no metadata column and there is no ft_Data: took the table's own question and answer"
         )
-        samples = []
-        for row, where in self._rows(name, ["image", "ID", "question", "answer"]):
-            picture = self._picture(row["image"], where)
-            if (
-                picture
-                and self._text(row["question"], "question", where)
-                and self._text(row["answer"], "answer", where)
-            ):
-                samples.append(Sample(f"{name}/{row['ID']}/0", picture, row["question"], row["answer"]))
+        samples, count = [], {}
+        for row in self._rows(name, ["image", "ID", "question", "answer"]):
+            with self._row(row):
+                n = count[row.person] = count.get(row.person, -1) + 1
+                asked = row.question("question"), row.text("answer")
+                samples.append(Sample(f"{name}/{row.person}/{n}", row.picture(), *asked, row.person))
         return self._finish(samples, name)
 
     def _metadata_samples(
-        self, table: Path, ids: set[str] | None = None, text_rows: bool = True
+        self, table: Path, people: set[str] | None = None, text_rows: bool = True
     ) -> list[Sample]:
-        samples, seen = [], {}
-        for k, row in enumerate(read_rows(table, ["image", "ID", "metadata"], ids)):
-            where = f"{table.name} row {k} (ID {row['ID']})"
-            picture = picture_from(row["image"], where)
-            if picture is None and not text_rows:
-                self._bad_row(f"{where}: the image is empty")
-                continue
-            try:
-                items = json.loads(row["metadata"])
-                pairs = [(item["Question"], item["Answer"]) for item in items]
-                if not pairs:
-                    raise ValueError("no questions")
-            except (TypeError, KeyError, ValueError):
-                self._bad_row(f"{where}: metadata is not a JSON list of Question and Answer")
-                continue
-            for question, answer in pairs:
-                if self._text(question, "Question", where) and self._text(answer, "Answer", where):
-                    n = seen[row["ID"]] = seen.get(row["ID"], -1) + 1
-                    samples.append(Sample(f"{table.name}/{row['ID']}/{n}", picture, question, answer))
+        """The samples of a table with `metadata`, numbered by person; a row without a picture holds text-only
+        questions."""
+        samples, count = [], {}
+        for row in self._read(table, ["image", "ID", "metadata"], people):
+            with self._row(row):
+                picture = None if text_rows and row.empty("image") else row.picture()
+                for item in _pairs(row):
+                    n = count[row.person] = count.get(row.person, -1) + 1
+                    with self._row(row):
+                        asked = question(item["Question"], "Question"), text(item["Answer"], "Answer")
+                        key = f"{table.name}/{row.person}/{n}"
+                        samples.append(Sample(key, picture, *asked, row.person))
         return samples
 
     # ------------------------------------------------------------ evaluation questions
@@ -150,85 +168,127 @@ class MLLMUBench(Bench):
         if split == "test":
             return self._test_questions(seed)
         table = {"forget": self.forget_table, "retain": self.retain_table, "real": "Retain_Set"}[split]
-        questions = []
-        for row, where in self._rows(table, ["image", "ID", *TASK_COLUMNS]):
-            picture = self._picture(row["image"], where)
-            if picture:
-                ref = {"table": table, "ID": row["ID"], "view": 0}
-                questions += self._person_questions(row, where, split, picture, ref)
+        questions, seen = [], {}
+        for row in self._rows(table, ["image", "ID", *TASK_COLUMNS]):
+            with self._row(row):
+                self._once(row, seen)
+                ref = {"table": table, "ID": row.person, "view": 0}
+                questions += self._person_questions(row, split, row.picture(), ref)
+        if split == "forget":
+            self.forget_people()  # the same ones wherever the table lies
+        else:
+            self._apart(seen, table)
+        self._note_alike(table)
         return self._finish(questions, table)
 
     def full_set(self) -> list[Question]:
         """Everybody's questions with their first picture: where few-shot examples come from."""
-        questions = []
-        for row, where in self._rows("Full_Set", ["image", "ID", *TASK_COLUMNS]):
-            picture = self._picture(row["image"], where)
-            if picture:
-                questions += self._person_questions(row, where, "full", picture, {})
+        questions, seen = [], {}
+        for row in self._rows("Full_Set", ["image", "ID", *TASK_COLUMNS]):
+            with self._row(row):
+                self._once(row, seen)
+                questions += self._person_questions(row, "full", row.picture(), {})
+        self._everybody_in_full_set(seen)
+        self._alike.clear()  # those that are shown are shown with their right letter
         return self._finish(questions, "Full_Set")
-
-    def forget_people(self) -> set[str]:
-        """IDs of the people to forget."""
-        if not self._require(self.forget_table, ["ID"]):
-            return set()
-        return {row["ID"] for row in read_rows(self._find(self.forget_table, ["ID"]), ["ID"])}
 
     def _test_questions(self, seed: int) -> list[Question]:
         people = self.forget_people()
         if not people:
             return []
-        questions, found = [], set()
-        for row, where in self._rows("Test_Set", ["ID", "images", *TASK_COLUMNS], people):
-            found.add(row["ID"])
-            if not row["images"]:
-                self._bad_row(f"{where}: no images")
-                continue
-            view = random.Random(f"{seed}/{row['ID']}").randrange(len(row["images"]))
-            picture = self._picture(row["images"][view], f"{where}, image {view}")
-            if picture:
-                ref = {"table": "Test_Set", "ID": row["ID"], "view": view}
-                questions += self._person_questions(row, where, "test", picture, ref)
-        for person in sorted(people - found) if found else []:
-            self.problems.add(f"{FLAG}: Test_Set has no row of ID {person}, who is in {self.forget_table}")
+        questions, seen = [], {}
+        for row in self._rows("Test_Set", ["ID", "images", *TASK_COLUMNS], people):
+            with self._row(row):
+                self._once(row, seen)
+                views = row.pictures("images")
+                view = random.Random(f"{seed}/{row.person}").randrange(len(views))
+                picture = row.picture_of(views[view], f", image {view}")
+                ref = {"table": "Test_Set", "ID": row.person, "view": view}
+                questions += self._person_questions(row, "test", picture, ref)
+        if table := self._find("Test_Set", ["ID"]):
+            self._within(people, self.forget_table, set(self._people_of(table).values()), "Test_Set")
+        self._note_alike("Test_Set")
         return self._finish(questions, "Test_Set")
 
     def _person_questions(
-        self, row, where: str, split: str, picture: Picture, ref: dict[str, Any]
+        self, row: Row, split: str, picture: Picture, ref: dict[str, Any]
     ) -> list[Question]:
-        """The about 18 questions of one row, in the order of its columns."""
+        """The about 18 questions of one row, in the order of its columns; their numbers are their places
+        there, whatever is left out."""
         found = []
 
-        def add(task: str, modality: str, question: str, truth: str, options: dict[str, str] | None = None):
-            k = sum(q.task == task and q.modality == modality for q in found)
+        def add(k: int, task: str, modality: str, asked: str, truth: str, choices: dict | None = None):
             shown = (picture, ref) if modality == "image" else (None, None)
-            key = f"{split}/{row['ID']}/{task}/{modality}/{k}"
-            found.append(Question(key, row["ID"], split, task, modality, question, truth, options, *shown))
+            key = f"{split}/{row.person}/{task}/{modality}/{k}"
+            found.append(Question(key, row.person, split, task, modality, asked, truth, choices, *shown))
 
         for column, modality in (("Image_Textual_Questions", "image"), ("Pure_Text_Questions", "text")):
-            for item in self._choices(row, where, column):
-                add("classification", modality, item["Question"], item["Correct_Answer"], item["Options"])
+            for k, *asked in self._choices(row, column):
+                add(k, "classification", modality, *asked)
         for column, task in (("Generation_Task", "generation"), ("Mask_Task", "cloze")):
-            for item in row[column] or []:
-                modality = {"Image_Textual": "image", "Pure_Text": "text"}.get(item["Type"])
-                if modality is None:
-                    self._bad_row(f"{where}: {column} has the unknown Type {item['Type']!r}")
-                elif task == "cloze" and "__" not in item["Question"]:
-                    self._bad_row(f"{where}: a Mask_Task question has no blank (__): {item['Question']!r}")
-                elif self._text(item["Question"], column, where) and self._text(
-                    item["Ground_Truth"], column, where
-                ):
-                    add(task, modality, item["Question"], item["Ground_Truth"])
+            count = dict.fromkeys(MODALITIES.values(), -1)
+            with self._row(row):
+                for part in row.items(column):
+                    with self._row(row):
+                        item = struct(part, column)
+                        modality = _modality(item, column)
+                        count[modality] += 1
+                        add(count[modality], task, modality, *_sentence(item, column, blank=task == "cloze"))
         return found
 
-    def _choices(self, row, where: str, column: str):
-        """The usable multiple-choice items of a row: options that are None left out, the right letter among
-        the rest."""
-        for item in (row["Classification_Task"] or {}).get(column) or []:
-            options = {letter: text for letter, text in (item["Options"] or {}).items() if text is not None}
-            if item["Correct_Answer"] in options:
-                yield {**item, "Options": options}
-            else:
-                letter = item["Correct_Answer"]
-                self._bad_row(
-                    f"{where}: Correct_Answer {letter!r} is not among the options of {item['Question']!r}"
-                )
+    def _note_alike(self, table: str) -> None:
+        """Say which questions of a table have two options of one text; either letter then counts."""
+        if found := self._alike.pop(table, []):
+            more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+            self._note(
+                f"{table}: {len(found)} multiple-choice questions have options of the same text, each"
+                f" of which counts as that text: {', '.join(found[:SHOWN])}{more}"
+            )
+
+    def _choices(self, row: Row, column: str) -> Iterator[tuple[int, str, str, dict[str, str]]]:
+        """(place, question, right letter, options) of the usable multiple-choice items of a row."""
+        with self._row(row):
+            tasks = struct(row.cells["Classification_Task"], "Classification_Task")
+            for k, item in enumerate(items(tasks.get(column), column)):
+                with self._row(row):
+                    asked, letter, choices = _choice(struct(item, column))
+                    yield k, asked, letter, choices
+                    if len({same_text(choice) for choice in choices.values()}) < len(choices):
+                        self._alike[row.table.name].append(f"row {row.number} (ID {row.person})")
+
+
+def _pairs(row: Row) -> list[dict[str, Any]]:
+    """The items of a `metadata` cell."""
+    pairs = from_json(row.cells["metadata"])
+    if not isinstance(pairs, list) or not pairs:
+        raise BadCell("metadata is not a JSON list of Question and Answer")
+    if not all(isinstance(item, dict) and item.keys() >= {"Question", "Answer"} for item in pairs):
+        raise BadCell("metadata is not a JSON list of Question and Answer")
+    return pairs
+
+
+def _choice(item: dict[str, Any]) -> tuple[str, str, dict[str, str]]:
+    """(question, right letter, options) of a multiple-choice item that can be answered."""
+    asked, choices = question(item.get("Question"), "Question"), options(item.get("Options"))
+    letter = item.get("Correct_Answer")
+    right = letter.strip().upper() if isinstance(letter, str) else None
+    if right not in choices:
+        raise BadCell(f"Correct_Answer {letter!r} is not among the options of {asked!r}")
+    if len({same_text(choice) for choice in choices.values()}) < 2:
+        raise BadCell(f"{asked!r} has no two different options")
+    return asked, right, choices
+
+
+def _modality(item: dict[str, Any], column: str) -> str:
+    kind = item.get("Type")
+    if not isinstance(kind, str) or kind not in MODALITIES:
+        raise BadCell(f"{column} has the unknown Type {kind!r}")
+    return MODALITIES[kind]
+
+
+def _sentence(item: dict[str, Any], column: str, blank: bool) -> tuple[str, str]:
+    """(question, truth) of an item of Generation_Task or, with a blank, of Mask_Task."""
+    asked, truth = question(item.get("Question"), column), text(item.get("Ground_Truth"), column)
+    if blank and "__" not in asked:
+        raise BadCell(f"a {column} question has no blank (__): {asked!r}")
+    return asked, truth

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_process.hub.tables import IMAGE, TASKS, TRAINING, Table, kind
-from utils.data import is_saved_dataset, parquet_files
 from utils.models import first_line
+from utils.tables import is_saved_dataset, parquet_files, shard_problem
 
-SHARD = re.compile(r"train-(\d{5})-of-(\d{5})\.parquet")
 AGAIN = "delete it and download it again"
 
 
@@ -92,16 +90,8 @@ def _parquet(found: Found) -> Iterator[Any]:
             continue
         found.rows += header.metadata.num_rows
         yield header.schema_arrow
-    shards = [SHARD.fullmatch(file.name) for file in files]
-    if not all(shards):  # names of somebody's own
-        return
-    sizes, here = {int(shard[2]) for shard in shards}, {int(shard[1]) for shard in shards}
-    missing = [k for k in range(max(sizes, default=0)) if k not in here]
-    if len(sizes) > 1:
-        found.mistakes.append(f"files of two downloads (…-of-… differ); {AGAIN}")
-    elif missing:
-        names = ", ".join(f"train-{k:05d}-of-{max(sizes):05d}.parquet" for k in missing)
-        found.mistakes.append(f"{names} missing; run data_process/download.py again")
+    if why := shard_problem(files):
+        found.mistakes.append(f"{why}; run data_process/download.py again, or {AGAIN}")
 
 
 def _columns(found: Found) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 
 from data_process.hub.on_disk import Found
-from utils.data import read_rows
+from utils.tables import BadCell, identity, read_rows
 
 AGAIN = "download these tables again from one place"
 SHOWN = 3  # people named per mistake
@@ -21,7 +22,11 @@ def mistakes(benchmark: str, found: list[Found], ratios: tuple[int, ...]) -> lis
         column = "ID" if benchmark == "mllmu" else "name"
         of = (f for f in found if f.folder.name == name and f.training == training and not f.mistakes)
         table = next((f for f in of if column in f.columns), None)
-        return {row[column] for row in read_rows(table.folder, [column])} if table else set()
+        who = set()
+        for _, cells in read_rows(table.folder, [column]) if table else ():
+            with suppress(BadCell):  # which the reader tells, row by row
+                who.add(identity(cells[column], column))
+        return who
 
     return list((_mllmu if benchmark == "mllmu" else _clear)(people, ratios))
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from utils.data import columns_of, is_saved_dataset, is_table, parquet_files
+from utils.tables import BadCell, columns_of, identity, is_saved_dataset, is_table, parquet_files
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,7 +45,7 @@ def portraits(folder: Path | None, wanted: Collection[Portrait]) -> dict[Portrai
             names = batch.schema.names
             if not by_number and "ID" not in names:
                 break
-            keys = range(start, start + len(batch)) if by_number else batch.column("ID").to_pylist()
+            keys = range(start, start + len(batch)) if by_number else _people(batch)
             start += len(batch)
             cells = batch.column("image" if "image" in names else "images")
             for i, key in enumerate(keys):
@@ -55,6 +55,17 @@ def portraits(folder: Path | None, wanted: Collection[Portrait]) -> dict[Portrai
                     view = views[picture.view] if picture.view < len(views) else None
                     if view and view["bytes"] and (uri := _thumbnail(view["bytes"])):
                         found[picture] = uri
+    return found
+
+
+def _people(batch: pa.RecordBatch | pa.Table) -> list[str | None]:
+    """The IDs of rows, as the readers of the benchmarks have them."""
+    found = []
+    for cell in batch.column("ID").to_pylist():
+        try:
+            found.append(identity(cell, "ID"))
+        except BadCell:
+            found.append(None)
     return found
 
 
