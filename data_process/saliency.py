@@ -86,7 +86,7 @@ class Plan:
 
 def batch_counts(plans: Sequence[Plan], size: int) -> dict[str, int]:
     """Per parameter the number of batches that feed its sum."""
-    from utils.collate import cut
+    from utils.batches import cut
 
     counts: Counter[str] = Counter()
     for plan in plans:
@@ -116,7 +116,7 @@ def fisher_pass(
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    from utils.collate import cut, one_pass
+    from utils.batches import cut, one_pass
 
     parameters = {n: p for plan in plans for n, p in plan.parameters.items() if n in sums}
     for p in parameters.values():

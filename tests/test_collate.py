@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import PICTURE_TOKENS, picture_cell, sample
 
-from utils.collate import IGNORE, Chat, Collator, by_modality
+from utils.batches import by_modality
+from utils.collate import IGNORE, Chat, Collator
 from utils.models import FAMILIES
 
 END = {"llava": "</s>", "qwen2_vl": "<|im_end|>", "mllama": "<|eot_id|>"}

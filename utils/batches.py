@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from utils.data import Sample
@@ -13,6 +16,22 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from utils.collate import Batch, Collator
+
+WORKERS = 2  # threads that prepare batches
+
+
+def by_modality(samples: Iterable) -> list[list]:
+    """The samples with a picture and those without, each in their order; empty groups left out.
+
+    Batches never mix the two: Llama-3.2-Vision cannot, and the others would carry pictures through text rows.
+    """
+    groups = [[s for s in samples if s.picture is not None], [s for s in samples if s.picture is None]]
+    return [group for group in groups if group]
+
+
+def cut(samples: Iterable[Sample], size: int) -> list[list[Sample]]:
+    """Batches of at most `size` samples, in order, each `by_modality`."""
+    return [group[i : i + size] for group in by_modality(samples) for i in range(0, len(group), size)]
 
 
 class Stream:
@@ -23,8 +42,6 @@ class Stream:
     """
 
     def __init__(self, samples: list[Sample], size: int, seed: str, shuffle: bool):
-        from utils.collate import by_modality
-
         self.groups, self.size, self.seed, self.shuffle = by_modality(samples), size, seed, shuffle
         self.batches_per_pass = sum(math.ceil(len(group) / size) for group in self.groups)
 
@@ -48,20 +65,10 @@ class Stream:
 def loader(
     args, acc: Accelerator, stream: Iterator[list[Sample]], collate: Collator
 ) -> Iterator[list[tuple[Batch, bool]]]:
-    """This process's share of each global batch, cut into forwards and collated (by --num_workers processes
+    """This process's share of each global batch, cut into forwards and collated (by --num_workers threads
     ahead). Each batch comes with whether its terms count."""
-    import torch
-    from torch.utils.data import DataLoader, IterableDataset
 
-    class Shares(IterableDataset):
-        def __iter__(self):
-            info = torch.utils.data.get_worker_info()
-            for k, whole in enumerate(stream):
-                if info is None or k % info.num_workers == info.id:
-                    yield whole
-
-    def cut(items: list[list[Sample]]) -> list[tuple[Batch, bool]]:
-        whole = items[0]
+    def mine(whole: list[Sample]) -> list[tuple[Batch, bool]]:
         # a process without samples still takes part in the step: with a sample whose terms do not count
         share = whole[acc.process_index :: acc.num_processes]
         counts = bool(share)
@@ -69,8 +76,39 @@ def loader(
         size = args.batch_size
         return [(collate(share[i : i + size]), counts) for i in range(0, len(share), size)]
 
-    # a generator of its own, so that the loader's start draws nothing from the run's random state
-    own = torch.Generator().manual_seed(args.seed)
-    return iter(
-        DataLoader(Shares(), batch_size=1, collate_fn=cut, num_workers=args.num_workers, generator=own)
+    return ahead(mine, stream, args.num_workers)
+
+
+def ahead(prepare: Callable, items: Iterable, threads: int = WORKERS) -> Iterator:
+    """prepare(item) of each item, in order, prepared by so many threads while the one before is used; 0: when
+    it is asked for.
+
+    Threads, since they share what was prepared before and start in no time: decoding, resizing and
+    tokenizing hold no lock of Python's.
+    """
+    if not threads:
+        yield from map(prepare, items)
+        return
+    items, pool = iter(items), ThreadPoolExecutor(threads)
+    try:
+        waiting = deque(pool.submit(prepare, item) for item in islice(items, threads))
+        while waiting:
+            done = waiting.popleft().result()
+            waiting.extend(pool.submit(prepare, item) for item in islice(items, 1))
+            yield done
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def one_pass(collate: Collator, batches: list[list[Sample]], state, title: str) -> Iterator[Batch]:
+    """The batches of `cut` on the device of this process, under a progress bar. state: an Accelerator or a
+    PartialState."""
+    from tqdm import tqdm
+
+    bar = tqdm(
+        total=len(batches), desc=title, unit="batch", disable=not state.is_main_process, mininterval=1.0
     )
+    with bar:
+        for batch in ahead(collate, batches):
+            yield batch.to(state.device)
+            bar.update()

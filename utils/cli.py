@@ -430,7 +430,10 @@ def add_released_train_args(p: argparse.ArgumentParser, *own: str) -> None:
     flag(g, "--restart", default=False, help="delete a kept state and begin anew; default False")
     flag(g, "--shuffle", default=True, help="shuffle each epoch by the seed; default True")
     g.add_argument(
-        "--num_workers", type=number(int, 0), default=0, help="processes that prepare batches; default 0"
+        "--num_workers",
+        type=number(int, 0),
+        default=2,
+        help="threads that prepare batches ahead of the step; default 2; 0: none",
     )
 
 

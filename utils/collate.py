@@ -7,14 +7,16 @@ number of their tokens is counted from the right.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
-from utils.data import IGNORE, Picture, Sample
+from utils.data import IGNORE, Sample
+from utils.pictures import Picture
+from utils.prepared import Undecoded, prepared_once
 
 
 @dataclass
@@ -99,7 +101,8 @@ class Collator:
         loss_tokens: str = "labels",
         answer_tokens: str = "all",
     ):
-        self.processor, self.tokenizer, self.chat = processor, processor.tokenizer, Chat(processor)
+        self.processor, self.tokenizer = prepared_once(processor), processor.tokenizer
+        self.chat, self.lock = Chat(processor), threading.Lock()
         self.ans_only = ans_only and loss_tokens == "labels"
         self.end_of_turn, self.skip = end_of_turn, int(answer_tokens == "skip_first")
         self.label_pictures = loss_tokens == "all" and family.head_knows_pictures
@@ -116,13 +119,18 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         prompts = [self.chat.prompt(s.question, int(s.picture is not None)) for s in samples]
-        pictures = [[s.picture.load()] for s in samples if s.picture is not None]
+        pictures = [[Undecoded(s.picture)] for s in samples if s.picture is not None]
         return self.batch(prompts, [s.answer for s in samples], pictures, [s.id for s in samples])
 
     def batch(self, prompts: list[str], answers: list[str], pictures: list[list], ids: list[str]) -> Batch:
         """Rendered prompts with their answers; pictures: one list per prompt, or none at all."""
+        self.processor.image_processor.prepare(pictures)
         answers = [self.chat.answer(answer) for answer in answers]
         texts = [prompt + answer for prompt, answer in zip(prompts, answers)]
+        with self.lock:  # a tokenizer keeps how it pads, and several threads may prepare batches
+            return self._batch(texts, answers, pictures, ids)
+
+    def _batch(self, texts: list[str], answers: list[str], pictures: list[list], ids: list[str]) -> Batch:
         inputs = encode(self.processor, texts, pictures, padding_side="right")
         labels = torch.full_like(inputs["input_ids"], IGNORE)  # (B, T)
         lengths = inputs["attention_mask"].sum(1).tolist()
@@ -197,26 +205,3 @@ def picture_ids(processor, chat: Chat) -> list[int]:
     ids = [encode(processor, [chat.prompt("q", n)], [[picture]] * n, "right")["input_ids"] for n in (1, 0)]
     found, without = ({*row.flatten().tolist()} & special for row in ids)
     return sorted((found - without) | {i for i in processor.image_token_ids if i is not None})
-
-
-def by_modality(samples: Iterable) -> list[list]:
-    """The samples with a picture and those without, each in their order; empty groups left out.
-
-    Batches never mix the two: Llama-3.2-Vision cannot, and the others would carry pictures through text rows.
-    """
-    groups = [[s for s in samples if s.picture is not None], [s for s in samples if s.picture is None]]
-    return [group for group in groups if group]
-
-
-def cut(samples: Iterable[Sample], size: int) -> list[list[Sample]]:
-    """Batches of at most `size` samples, in order, each `by_modality`."""
-    return [group[i : i + size] for group in by_modality(samples) for i in range(0, len(group), size)]
-
-
-def one_pass(collate: Collator, batches: list[list[Sample]], state, title: str) -> Iterator[Batch]:
-    """The batches of `cut` on the device of this process, under a progress bar. state: an Accelerator or a
-    PartialState."""
-    for samples in tqdm(
-        batches, desc=title, unit="batch", disable=not state.is_main_process, mininterval=1.0
-    ):
-        yield collate(samples).to(state.device)

@@ -74,7 +74,8 @@ def _go_over(args, name: str, samples: list[Sample], keep: Callable) -> None:
     import torch
     from accelerate import PartialState
 
-    from utils.collate import Collator, cut, one_pass
+    from utils.batches import cut, one_pass
+    from utils.collate import Collator
 
     state = PartialState()
     processor = models.load_processor(name, args.model_id)

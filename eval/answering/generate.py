@@ -289,7 +289,7 @@ class GenerateBackend:
     """Every prompt whole, in left-padded batches of one kind: works with any family."""
 
     def __init__(self, model, processor, family, stop_rule: StopRule, max_new_tokens: int):
-        self.model, self.processor, self.stop_rule = model, processor, stop_rule
+        self.model, self.stop_rule = model, stop_rule
         self.collator = Collator(processor, family, end_of_turn=False)
         self.alone_from = rotary_limit(model)
         pad = processor.tokenizer.pad_token_id
@@ -314,7 +314,8 @@ class GenerateBackend:
 
     def _reply(self, requests: list[Request]) -> list[str]:
         pictures = [r.loaded() for r in requests] if requests[0].pictures else []
-        inputs = encode(self.processor, [r.prompt for r in requests], pictures, padding_side="left")
+        prompts = [r.prompt for r in requests]
+        inputs = encode(self.collator.processor, prompts, pictures, padding_side="left")
         inputs = on_device(inputs, self.model)
         start = inputs["input_ids"].shape[1]
         if self._alone(start + self.model.generation_config.max_new_tokens, len(requests)):

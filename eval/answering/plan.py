@@ -52,7 +52,9 @@ class Request:
         return self.letter, self.options is not None
 
     def loaded(self) -> list:
-        return [picture.load() for picture in self.pictures]
+        from utils.prepared import Undecoded
+
+        return [Undecoded(picture) for picture in self.pictures]
 
     def memory_cost(self, lengths: PromptLengths, new: int) -> MemoryCost:
         """Its sequences and tokens, with replies of at most `new` tokens."""
