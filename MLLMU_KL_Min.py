@@ -7,9 +7,9 @@
     θ ← θ − η · ∇( −α · CE(forget) )                                          every k-th step
     θ ← θ − η · ∇( CE(retain) + KL( p_vanilla ‖ p_θ ) at retain answer tokens )   every step
 
-The vanilla model's last hidden states at those tokens are computed once, before training, so no second model
-is in memory while it trains. Yao et al. 2024 (machine unlearning of pre-trained LLMs), arXiv 2402.15159; as a
-baseline of MMUnlearner, arXiv 2502.11051, in alternating steps.
+The vanilla model's last hidden states at those tokens are computed once, by the same model before its first
+step, so no second one is loaded. Yao et al. 2024 (machine unlearning of pre-trained LLMs), arXiv 2402.15159;
+as a baseline of MMUnlearner, arXiv 2502.11051, in alternating steps.
 """
 
 from functools import partial
@@ -61,8 +61,8 @@ def main(args):
     check(args, data, bench)
 
     states, loss = KL_EVERYWHERE if args.released.kl_positions == "all" else (AnswerStates, retain_loss)
-    vanilla = states(args, args.vanilla_dir or args.model_id, data["retain"])
     trainer = Trainer(args, data)
+    vanilla = states(args, trainer, data["retain"])
     forget = Phase("forget", data["forget"], partial(forget_loss, alpha=args.forget_alpha))
     retain = Phase("retain", data["retain"], partial(loss, vanilla=vanilla))
     trainer.fit(alternate(forget, retain, args))

@@ -9,8 +9,8 @@ unlikely.
 
 over the forget set; log p is the log-probability of the whole answer. As β → 0 its gradient is that of GA.
 The reference is the vanilla model unless --oracle_model_id names another, such as MLLMU_reference.py's
-retain-only model. Its log-probabilities are computed once, before training, so no second model is in memory
-while it trains. Zhang et al. 2024, arXiv 2404.05868; β 0.4 from the benchmark's and the paper's code.
+retain-only model. Its log-probabilities are computed once, before training, so no two models are in memory
+at a time. Zhang et al. 2024, arXiv 2404.05868; β 0.4 from the benchmark's and the paper's code.
 """
 
 from functools import partial
@@ -59,10 +59,11 @@ def main(args):
     data = {"forget": bench.forget()}
     check(args, data, bench)
 
-    oracle = args.oracle_model_id or args.vanilla_dir or args.model_id
-    reference = SequenceLogProbs(args, oracle, data["forget"])
-    loss = forget_loss if args.released.npo_loss == "sequence" else token_mean_loss
+    # another model answers before ours is loaded, so that one at a time is in memory
+    oracle = args.oracle_model_id and SequenceLogProbs(args, args.oracle_model_id, data["forget"])
     trainer = Trainer(args, data)
+    reference = oracle or SequenceLogProbs(args, trainer, data["forget"])
+    loss = forget_loss if args.released.npo_loss == "sequence" else token_mean_loss
     forget = Phase("forget", data["forget"], partial(loss, reference=reference, beta=args.npo_beta))
     trainer.fit(once(forget))
     trainer.save()

@@ -158,6 +158,35 @@ def test_kl_is_zero_at_the_start_and_the_divergence_later(setting, tiny, family)
     assert torch.allclose(kl, divergence, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(("method", "lora"), [("NPO", True), ("KL_Min", True), ("KL_Min", False)])
+def test_the_vanilla_model_is_loaded_once(method, lora, train_args, tiny, monkeypatch):
+    """What the trainer's own model says, before the first step or with its adapter off, is what one loaded
+    anew says."""
+    from utils.training import Trainer
+
+    loaded, load, kept, fit = [], models.load_model, [], Trainer.fit
+    monkeypatch.setattr(models, "load_model", lambda *args: loaded.append(args[0]) or load(*args))
+    monkeypatch.setattr(Trainer, "fit", lambda self, order: kept.extend((self, order)) or fit(self, order))
+    monkeypatch.setattr(Trainer, "save", lambda self: None)
+    run_script(f"MLLMU_{method}.py", *train_args(lora=lora, lora_dropout=0.5))
+    assert loaded == [str(tiny["llava"])]
+    trainer, order = kept
+    (first,) = [
+        states
+        for phase in order.phases
+        for states in phase.loss.keywords.values()
+        if hasattr(states, "by_id")
+    ]
+    samples = order.phases[-1].samples
+    anew = type(first)(trainer.args, str(tiny["llava"]), samples)
+    after = type(first)(trainer.args, trainer, samples)
+    same = lambda a, b: all(torch.equal(a.by_id[s.id], b.by_id[s.id]) for s in samples)
+    assert same(first, anew) and same(after, anew) == lora
+    assert trainer.model.training and all(
+        p.requires_grad == ("lora" in n or not lora) for n, p in trainer.parameters.items()
+    )
+
+
 # ---------------------------------------------------------------- whole runs
 def same(a: dict, b: dict) -> bool:
     return all(torch.allclose(a[name], b[name], rtol=0, atol=1e-7) for name in a)

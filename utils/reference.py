@@ -1,14 +1,15 @@
-"""What a frozen model says about the training answers, computed once, so that it need not stay in memory.
+"""What a frozen model says about the training answers, computed once, so that no second one is in memory.
 
-SequenceLogProbs and AnswerStates load the model, go once over the samples, and let go of it before training
-begins. What they keep is small: a number per sample, or a hidden state per answer token (1/8 of the logits of
-a 7B LLaVA) and the model's head.
+The vanilla model is the trainer's own before its first step, so it is loaded once; any other model is loaded,
+asked, and let go of, which is best done before the trainer is made. What is kept is small: a number per
+sample, or a hidden state per answer token (1/8 of the logits of a 7B LLaVA) and the model's head.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from utils import models
@@ -19,18 +20,22 @@ if TYPE_CHECKING:
     import torch
 
     from utils.collate import Batch
+    from utils.training import Trainer
 
 
 class SequenceLogProbs:
-    """log p(answer | prompt) of every sample under the model `name`, in fp32, kept by sample id."""
+    """log p(answer | prompt) of every sample under a frozen model, in fp32, kept by sample id.
 
-    def __init__(self, args, name: str, samples: list[Sample]):
+    frozen: the trainer before its first step, or the name of another model.
+    """
+
+    def __init__(self, args, frozen: Trainer | str, samples: list[Sample]):
         self.by_id: dict[str, torch.Tensor] = {}
 
         def keep(model, batch: Batch) -> None:
             self.by_id.update(zip(batch.ids, sequence_log_prob(model, batch).cpu()))
 
-        _go_over(args, name, samples, keep)
+        _go_over(args, frozen, samples, keep)
 
     def of(self, batch: Batch) -> torch.Tensor:
         """(B,), on the device of the batch."""
@@ -40,24 +45,24 @@ class SequenceLogProbs:
 
 
 class AnswerStates:
-    """The distribution of the model `name` at every labelled token, kept as last hidden states and the head.
+    """The distribution of a frozen model at every labelled token, kept as last hidden states and the head.
 
     States stay in the model's precision on the CPU, (n_i, H) per sample, so that the head gives the very
-    logits.
+    logits. frozen: as in SequenceLogProbs.
     """
 
-    def __init__(self, args, name: str, samples: list[Sample]):
+    def __init__(self, args, frozen: Trainer | str, samples: list[Sample]):
         self.by_id: dict[str, torch.Tensor] = {}
         self.head: torch.nn.Module | None = None
 
         def keep(model, batch: Batch) -> None:
-            # a copy: the loaded weights may be views into the mapped file of the whole model
+            # a copy: the weights may train, or be views into the mapped file of the whole model
             self.head = self.head or copy.deepcopy(model.get_output_embeddings())
             states, rows = label_states(model, batch)  # (N, H), (N,)
             for row, sample_id in enumerate(batch.ids):
                 self.by_id[sample_id] = states[rows == row].cpu()
 
-        _go_over(args, name, samples, keep)
+        _go_over(args, frozen, samples, keep)
 
     def log_probs(self, batch: Batch) -> torch.Tensor:
         """(N, V) in fp32, in the order of utils.losses.label_logits."""
@@ -69,19 +74,30 @@ class AnswerStates:
             return self.head.to(device)(states).float().log_softmax(dim=-1)
 
 
-def _go_over(args, name: str, samples: list[Sample], keep: Callable) -> None:
-    """Call keep(model, batch) on all samples, the model in eval mode and without an adapter."""
+def _go_over(args, frozen: Trainer | str, samples: list[Sample], keep: Callable) -> None:
+    """Call keep(model, batch) on all samples."""
     import torch
     from accelerate import PartialState
 
     from utils.batches import cut, one_pass
     from utils.collate import Collator
 
-    state = PartialState()
-    processor = models.load_processor(name, args.model_id)
     dtype = models.training_dtype(args)
-    model = models.load_model(name, dtype, args.attn).eval().to(state.device)
-    collate = Collator.of(args, processor, models.family_of(model))
-    with torch.no_grad(), models.autocast(dtype):
-        for batch in one_pass(collate, cut(samples, args.batch_size), state, "reference"):
+    with _asked(args, frozen, dtype) as (model, processor), torch.no_grad(), models.autocast(dtype):
+        collate = Collator.of(args, processor, models.family_of(model))
+        for batch in one_pass(collate, cut(samples, args.batch_size), PartialState(), "reference"):
             keep(model, batch)
+
+
+@contextmanager
+def _asked(args, frozen: Trainer | str, dtype: str) -> Iterator[tuple]:
+    """(model, processor), the model in eval mode on its device: loaded for now, or the trainer's as it was
+    loaded."""
+    from accelerate import PartialState
+
+    if isinstance(frozen, str):
+        processor = models.load_processor(frozen, args.model_id)
+        yield models.load_model(frozen, dtype, args.attn).eval().to(PartialState().device), processor
+        return
+    with frozen.vanilla_model() as model:
+        yield model, frozen.processor

@@ -6,7 +6,9 @@ method has; `args.released` is always the whole set, so shared code need not kno
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from utils import losses, models
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from utils.collate import Batch
+    from utils.training import Trainer
 
 MASK_SWITCHES = (
     "loss_tokens",
@@ -63,7 +66,7 @@ class Released:
     kl_positions: str = _switch(
         "answer", "all",
         help="where KL is taken: per token of the loss, or summed over every position, padding and pictures"
-        " included, per sample (a second model in memory; all: a batch is one forward)",
+        " included, per sample (a second model in memory without LoRA; all: a batch is one forward)",
     )  # fmt: skip
     clip: str = _switch(
         "after_mask", "before_mask",
@@ -109,24 +112,30 @@ def token_mean_loss(model, batch: Batch, reference, beta: float) -> torch.Tensor
 
 # ---------------------------------------------------------------- --kl_positions all
 class FrozenModel:
-    """The distribution of the model `name` at every position.
+    """The distribution of a frozen model at every position.
 
-    What a padding position says depends on the batch around it, so nothing can be computed before: this keeps
-    a second model in memory, as the released code does.
+    What a padding position says depends on the batch around it, so nothing can be computed before: with an
+    adapter the trainer's model answers, its adapter off; else a second model stays in memory, as in the
+    released code. frozen: the trainer, for the vanilla model, or a model's name.
     """
 
-    def __init__(self, args, name: str, samples: list):
+    def __init__(self, args, frozen: Trainer | str, samples: list):
+        self.dtype = models.training_dtype(args)
+        if not isinstance(frozen, str) and args.lora:
+            self.asked = frozen.vanilla_model
+            return
         from accelerate import PartialState
 
-        self.dtype = models.training_dtype(args)
-        self.model = models.load_model(name, self.dtype, args.attn).eval().to(PartialState().device)
+        name = frozen if isinstance(frozen, str) else frozen.vanilla
+        model = models.load_model(name, self.dtype, args.attn).eval().to(PartialState().device)
+        self.asked = partial(nullcontext, model)
 
     def log_probs(self, batch: Batch) -> torch.Tensor:
         """(B, T, V) in fp32."""
         import torch
 
-        with torch.no_grad(), models.autocast(self.dtype):
-            return self.model(**batch.inputs, use_cache=False).logits.float().log_softmax(dim=-1)
+        with torch.no_grad(), models.autocast(self.dtype), self.asked() as model:
+            return model(**batch.inputs, use_cache=False).logits.float().log_softmax(dim=-1)
 
 
 def retain_loss_everywhere(model, batch: Batch, vanilla: FrozenModel) -> torch.Tensor:

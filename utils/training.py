@@ -16,7 +16,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -160,6 +160,14 @@ class Trainer:
         if mask.rules.unlisted == "train":
             self.say(f"as released: also the {total - named:,} weights that the mask does not name")
         return mask.shard(self.parameters).to(self.accelerator.device)
+
+    @contextmanager
+    def vanilla_model(self) -> Iterator[torch.nn.Module]:
+        """The model in eval mode as it was loaded: without its adapter, or before the first step."""
+        model = self.accelerator.unwrap_model(self.model)
+        with model.disable_adapter() if self.args.lora else nullcontext():
+            yield model.eval()
+        model.train()
 
     # ------------------------------------------------------------ the loop
     def fit(self, order: Order) -> None:
