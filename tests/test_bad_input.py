@@ -168,8 +168,18 @@ def test_what_is_wrong_with_a_model_folder(tmp_path, tiny, nano):
     second.unlink()
     first.rename(tmp_path / "bad" / "optimizer.bin")
     assert "no weights" in said(tmp_path / "bad")
-    (tmp_path / "bad" / "adapter_config.json").write_text("{}")
-    assert "merge it" in said(tmp_path / "bad")
+    adapter = tmp_path / "bad" / "adapter_config.json"
+    for wrong, word in (
+        ({"peft_type": "IA3"}, "only LoRA adapters"),
+        ({"peft_type": "LORA", "base_model_name_or_path": None}, "names no base_model_name_or_path"),
+        ({"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "bad")}, "name each other"),
+        ({"peft_type": "LORA", "base_model_name_or_path": str(tiny["llava"])}, "adapter_model.safetensors"),
+    ):
+        adapter.write_text(json.dumps(wrong))
+        assert word in said(tmp_path / "bad")
+    (tmp_path / "bad" / "adapter_model.safetensors").write_text("x")
+    adapter.write_text(json.dumps(wrong | {"base_model_name_or_path": str(tmp_path / "nowhere")}))
+    assert f"the base of {tmp_path / 'bad'}: no such model folder" in said(tmp_path / "bad")
     assert "no such model folder" in said(tmp_path / "nowhere")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import cli, engines, folders, models, state
+from utils import adapters, cli, engines, folders, models, state
 from utils.data import Sample
 
 if TYPE_CHECKING:
@@ -24,6 +24,11 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
     if cli.main_process():  # the launcher ends the others when this one ends
         inputs = [*args.models.items(), ("--grad_mask_path", args.grad_mask_path)]
         inputs += [("--data_split_dir", folder) for folder in (bench.given, *bench.roots)]
+        inputs += [
+            (f"the base of {flag}", base)
+            for flag, name in args.models.items()
+            for base in adapters.lineage(name or "")[1:]
+        ]
         trains = "restart" in args.defaults
         folders.check_save_dir(args.save_dir, args.problems, inputs, trains)
         if args.save_dir and trains:
@@ -40,6 +45,8 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
             f"--moments: {args.moments} has no effect with --rounding nearest, whose moments have"
             " their weights' precision; leave one of the two out"
         )
+    if not args.merge and not args.lora:
+        args.problems.add("--merge: False saves an adapter alone, and --lora False trains none")
     args.mask = read_mask(args, bench) if args.grad_mask_path else None
     args.problems.stop()
     if not cli.main_process():

@@ -238,7 +238,7 @@ def settings(args: argparse.Namespace) -> dict[str, object]:
 def add_model_args(p: argparse.ArgumentParser, vanilla: bool = True) -> None:
     """--model_id and, with `vanilla`, --vanilla_dir; precision and attention."""
     # what shared code finds where a script has no such flag
-    p.set_defaults(vanilla_dir=None, grad_mask_path=None)
+    p.set_defaults(vanilla_dir=None, grad_mask_path=None, lora=False, merge=True)
     g = p.add_argument_group("model")
     add_model_flag(g, "--model_id", required=True, help="original model: a folder or a Hugging Face id")
     if vanilla:
@@ -407,6 +407,12 @@ def add_released_train_args(p: argparse.ArgumentParser, *own: str) -> None:
         type=choice("language", "vision", "both"),
         default="both",
         help="which part's linear layers get an adapter; default both",
+    )
+    flag(
+        g,
+        "--merge",
+        default=True,
+        help="merge the adapter into the saved weights; default True; False: save it alone, in peft's format",
     )
     g.add_argument(
         "--gradient_accumulation_steps",

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.models import FAMILIES, local_folder, weight_files
+from utils.adapters import lineage
+from utils.models import FAMILIES, local_folder, today, weight_files
 from utils.released import MASK_NAMES, PAPER, Released
 from utils.shards import local, span
 
@@ -180,15 +180,6 @@ def _check_packed(name: str, bits: object, shape: object) -> None:
         raise MaskError(f"{name} has bits behind its last weight")
 
 
-def today(name: str, model_type: str) -> str:
-    """A transformers 4 parameter name as transformers 5 writes it."""
-    for pattern, new in FAMILIES[model_type].old_names:
-        renamed = re.sub(pattern, new, name)
-        if renamed != name:
-            return renamed
-    return name
-
-
 # ---------------------------------------------------------------- parameters in pieces
 PIECE = {"cpu": 1 << 20, "cuda": 1 << 26}  # weights at a time
 INTEGER = {4: torch.int32, 2: torch.int16}  # by bytes of a number
@@ -251,11 +242,12 @@ def mask_gradients(named_parameters: dict[str, torch.nn.Parameter], mask: Mask) 
 
 # ---------------------------------------------------------------- which model a mask belongs to
 def model_fingerprint(folder: Path) -> str:
-    """16 hex digits from the weight files: their headers, sizes and a sample of their bytes (a 15 GB model
-    takes a second)."""
+    """16 hex digits from the weight files, an adapter's and its base's: their headers, sizes and a sample of
+    their bytes (a 15 GB model takes a second)."""
     digest = hashlib.sha256()
-    config = json.loads((folder / "config.json").read_text())
-    digest.update(str(config.get("model_type")).encode())
+    config = Path(lineage(str(folder))[-1], "config.json")
+    kind = json.loads(config.read_text()).get("model_type") if config.is_file() else None
+    digest.update(str(kind).encode())
     for path in weight_files(folder):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())

@@ -18,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils import adapters
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, ProcessorMixin
@@ -112,14 +114,23 @@ FAMILIES = {
 }
 
 
+def today(name: str, model_type: str) -> str:
+    """A transformers 4 parameter name as transformers 5 writes it; other names, and kinds, as they are."""
+    for pattern, new in FAMILIES[model_type].old_names if model_type in FAMILIES else ():
+        renamed = re.sub(pattern, new, name)
+        if renamed != name:
+            return renamed
+    return name
+
+
 # ---------------------------------------------------------------- before anything heavy is imported
 def local_folder(name: str) -> Path | None:
     return Path(name) if Path(name).is_dir() else None
 
 
 def check_model(name: str | None, flag: str, problems: Problems) -> None:
-    """Add a problem unless `name` is a whole model folder that the suite can use, or looks like a Hugging
-    Face id (`owner/name`).
+    """Add a problem unless `name` is a whole model folder that the suite can use, an adapter folder of one,
+    or looks like a Hugging Face id (`owner/name`).
 
     A family outside FAMILIES is built without weights, to look for its parts; that imports torch.
     """
@@ -132,8 +143,9 @@ def check_model(name: str | None, flag: str, problems: Problems) -> None:
         elif why := why_not_from_hub(name):
             problems.add(f"{flag}: {name} is no folder here, was not downloaded before, and {why}")
         return
-    if (folder / "adapter_config.json").is_file():
-        problems.add(f"{flag}: {name} is a LoRA adapter; merge it into its model (peft's merge_and_unload)")
+    if adapters.is_adapter(folder):
+        base = adapters.check_adapter(folder, flag, problems)
+        check_model(base, f"{flag}: the base of {name}", problems)
         return
     if not (folder / "config.json").is_file():
         problems.add(f"{flag}: {name} holds no config.json, so it is not a model folder")
@@ -187,7 +199,12 @@ def weights_folder(name: str) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The model's own files: not an optimizer's, nor another program's copy of the same weights."""
+    """The model's own files: not an optimizer's, nor another program's copy of the same weights. Those of an
+    adapter, its configuration among them, come with those of its base."""
+    if adapters.is_adapter(folder):
+        bases = [Path(base) for base in adapters.lineage(str(folder))[1:2] if local_folder(base)]
+        own = [folder / adapters.CONFIG, *adapters.adapter_files(folder)]
+        return own + [file for base in bases for file in weight_files(base)]
     return sorted([*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin")])
 
 
@@ -259,9 +276,10 @@ def has_processor(folder: Path) -> bool:
 
 
 def check_processor(names: list[tuple[str, str | None]], problems: Problems) -> None:
-    """Add a problem when all given (flag, model) pairs are folders and none of them holds a processor."""
-    given = [(flag, local_folder(name)) for flag, name in names if name]
-    if given and all(folder and not has_processor(folder) for _, folder in given):
+    """Add a problem when all given (flag, model) pairs are folders and none of them, nor its base, holds a
+    processor."""
+    given = [local_folder(model) for _, name in names if name for model in adapters.lineage(name)]
+    if given and all(folder and not has_processor(folder) for folder in given):
         flags = " or ".join(dict.fromkeys(flag for flag, _ in names))
         problems.add(f"{flags}: no processor there (preprocessor_config.json or processor_config.json)")
 
@@ -279,9 +297,11 @@ def pick_dtype(name: str) -> torch.dtype:
 
 
 def stored_dtype(name: str) -> str | None:
-    """The precision of a local model's files by its config.json, e.g. "float16"; None where that is not
-    said."""
+    """The precision of a local model's files by its config.json, e.g. "float16", fp32 of a merged adapter;
+    None where that is not said."""
     folder = local_folder(name)
+    if adapters.is_adapter(name):
+        return "float32"
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
     return config.get("dtype") or config.get("torch_dtype")
 
@@ -312,8 +332,30 @@ def autocast(dtype: str):
 def load_model(
     name: str, dtype: str = "auto", attn: str = "sdpa", processor: ProcessorMixin | None = None
 ) -> PreTrainedModel:
-    """The model on the CPU. Raises SystemExit naming the model when it is not there, of no use, not whole,
-    or when its weights are no numbers, or no embeddings for all tokens of the processor."""
+    """The model on the CPU, an adapter merged. Raises SystemExit naming the model when it is not there, of no
+    use, not whole, or when its weights are no numbers, or no embeddings for all tokens of the processor."""
+    model = (_load_adapter if adapters.is_adapter(name) else _load_whole)(name, dtype, attn)
+    tokens, rows = len(processor.tokenizer) if processor else 0, len(model.get_input_embeddings().weight)
+    if tokens > rows:
+        raise SystemExit(f"error: {name} has embeddings for {rows} tokens, its tokenizer has {tokens}")
+    if broken := not_finite(model):  # its empty replies would look like perfect forgetting
+        raise SystemExit(
+            f"error: {name}: NaN or infinity in {len(broken)} of its weight tensors, e.g. {broken[0]}: its"
+            " training went wrong; train it again with a lower --lr"
+        )
+    return model
+
+
+def _load_adapter(folder: str, dtype: str, attn: str) -> PreTrainedModel:
+    """The base with the adapter merged in fp32, then in the precision asked for."""
+    model = load_model(adapters.lineage(folder)[1], "fp32", attn)
+    model = adapters.with_adapter(model, folder, lambda name: today(name, model.config.model_type))
+    for p in model.parameters():  # not the buffers, some of which are in fp32 in all models
+        p.data = p.data.to(pick_dtype(dtype))
+    return model
+
+
+def _load_whole(name: str, dtype: str, attn: str) -> PreTrainedModel:
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText
     from transformers.utils import logging
@@ -347,14 +389,6 @@ def load_model(
             f"error: {name}: {weight} has shape {list(stored)} in its files and {list(expected)} by its"
             " config.json"
         )
-    tokens, rows = len(processor.tokenizer) if processor else 0, len(model.get_input_embeddings().weight)
-    if tokens > rows:
-        raise SystemExit(f"error: {name} has embeddings for {rows} tokens, its tokenizer has {tokens}")
-    if broken := not_finite(model):  # its empty replies would look like perfect forgetting
-        raise SystemExit(
-            f"error: {name}: NaN or infinity in {len(broken)} of its weight tensors, e.g. {broken[0]}: its"
-            " training went wrong; train it again with a lower --lr"
-        )
     return model
 
 
@@ -379,7 +413,7 @@ def load_processor(*names: str | None) -> ProcessorMixin:
 
     from utils.collate import Chat
 
-    for name in filter(None, names):
+    for name in (model for given in filter(None, names) for model in adapters.lineage(given)):
         folder = local_folder(name)
         if folder is not None and not has_processor(folder):
             continue
@@ -406,7 +440,7 @@ def _complete(processor: ProcessorMixin, name: str) -> None:
 
     if not isinstance(processor, LlavaProcessor | LlavaNextProcessor):
         return
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(adapters.lineage(name)[-1], trust_remote_code=False)
     if config.vision_config.model_type == "clip_vision_model":
         processor.patch_size = config.vision_config.patch_size
         processor.num_additional_image_tokens = 1  # CLIP's class token
@@ -423,7 +457,7 @@ def empty_model(name: str) -> PreTrainedModel:
 
     with torch.device("meta"):
         return AutoModelForImageTextToText.from_config(
-            AutoConfig.from_pretrained(name, trust_remote_code=False)
+            AutoConfig.from_pretrained(adapters.lineage(name)[-1], trust_remote_code=False)
         )
 
 
@@ -552,18 +586,3 @@ def lora_targets(model: PreTrainedModel, part: str) -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear) and module is not head and _part(name, family) in wanted
     ]
-
-
-def add_lora(model: PreTrainedModel, args):
-    """A peft model with the adapter of --lora_r, --lora_alpha, --lora_dropout (gaussian start, as in the
-    paper's code)."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=args.lora_r,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
-        target_modules=lora_targets(model, args.lora_parts),
-        init_lora_weights="gaussian",
-    )
-    return get_peft_model(model, config)

@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from utils import checkpoint, engines, folders, models, state
+from utils import adapters, checkpoint, engines, folders, models, state
 from utils.batches import Stream, loader
 from utils.data import Sample
 
@@ -103,10 +103,7 @@ class Trainer:
         model = models.load_model(self.vanilla, dtype, args.attn, self.processor)
         self.family = models.family_of(model)
         weights = dict(model.named_parameters())
-        changing = list(weights)
-        if args.lora:
-            changing = [f"{name}.weight" for name in models.lora_targets(model, args.lora_parts)]
-        self.update = UpdateSample({name: weights[name] for name in changing}, whole=args.lora)
+        self.update = UpdateSample({} if args.lora else weights)
         if args.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model = self._adapt(model)
@@ -121,7 +118,7 @@ class Trainer:
         name = name if args.save_dtype == "auto" else args.save_dtype
         self.save_dtype = models.pick_dtype(name)
         kept = models.stored_dtype(self.vanilla)
-        if name == "fp32" and kept in ("float16", "bfloat16"):
+        if args.merge and name == "fp32" and kept in ("float16", "bfloat16"):
             self.say(
                 f"saved in float32, twice the size of the vanilla model's files in {kept}; --save_dtype"
                 f" {'fp16' if kept == 'float16' else 'bf16'} halves it, and rounds"
@@ -143,7 +140,9 @@ class Trainer:
 
     def _adapt(self, model: PreTrainedModel):
         """The model with the adapters of --lora."""
-        return models.add_lora(model, self.args) if self.args.lora else model
+        if not self.args.lora:
+            return model
+        return adapters.add_lora(model, models.lora_targets(model, self.args.lora_parts), self.args)
 
     def say(self, line: str) -> None:
         self.accelerator.print(line)
@@ -300,11 +299,13 @@ class Trainer:
         # what each process holds of a cut weight is a part
         weights = whole_weights(model, state, keep=acc.is_main_process) if acc.is_fsdp2 else None
         if acc.is_main_process:
-            model = self._exact(model, state) if weights is None else self._assembled(model, weights)
-            model = model.merge_and_unload() if self.args.lora else model
+            adapted = self._exact(model, state) if weights is None else self._assembled(model, weights)
+            model = self._merged(adapted) if self.args.lora else adapted
             self._report(dict(model.named_parameters()))
-            model.to(self.save_dtype)
-            model.save_pretrained(self.partial)
+            if self.args.merge:
+                model.to(self.save_dtype).save_pretrained(self.partial)
+            else:
+                adapters.save_adapter(adapted, self.vanilla, self.partial, self.save_dtype)
             self.processor.save_pretrained(self.partial)
             self.manifest |= {"final_losses": self.losses, **checkpoint.cost(self.started)}
             checkpoint.write_json(self.partial / "run.json", self.manifest)
@@ -327,6 +328,18 @@ class Trainer:
         fresh.load_state_dict(weights, assign=True, strict=False)  # buffers that no file holds are left out
         fresh.tie_weights()
         return fresh
+
+    def _merged(self, adapted) -> PreTrainedModel:
+        """The vanilla model, read anew in fp32 (it may have been rounded for training), with the adapter
+        merged."""
+        from utils.update import UpdateSample
+
+        model = models.load_model(self.vanilla, "fp32", self.args.attn)
+        weights = dict(model.named_parameters())
+        changing = {name: weights[name] for name in adapters.adapted_layers(adapted)}
+        self.update = UpdateSample(changing, whole=True)
+        adapters.merge(adapted, model)
+        return model
 
     def _report(self, exact: dict[str, torch.Tensor]) -> None:
         """Which share of the weights moved, and what a file in 16 bits keeps of that."""
