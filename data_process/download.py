@@ -143,7 +143,11 @@ def main(args: Namespace) -> None:
     failed = []
     for repository, tables in work:
         folder = args.save_dir / repository.folder
-        why = fetch(repository, tables, folder)
+        try:
+            why = fetch(repository, tables, folder)
+        except KeyboardInterrupt as stop:
+            stop.add_note("what has come so far stays; the same command goes on where it stopped")
+            raise
         if why:
             failed.append(why)
             if repository is MLLMU_TRAINING:

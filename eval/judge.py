@@ -214,8 +214,9 @@ def main(args: argparse.Namespace) -> None:
                 unscored = asyncio.run(asking)
     except JudgeError as error:
         raise SystemExit(f"error: {error}\nNo result was changed; scores so far are in the cache.") from error
-    except KeyboardInterrupt:
-        raise SystemExit("stopped: no result was changed; scores so far are in the cache") from None
+    except KeyboardInterrupt as stop:
+        stop.add_note("no result was changed; scores so far are in the cache")
+        raise
     if missing := sum(write(result, cache, judge, unscored) for result in results):
         raise SystemExit(f"error: {missing} answers have no score; the same command asks about them again")
 

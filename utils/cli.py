@@ -6,6 +6,7 @@ Nothing here imports torch, so that `--help` and a wrong flag answer immediately
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import logging
 import os
@@ -13,10 +14,14 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from utils.released import MASK_SWITCHES, Released
+
+# exit codes beside 0 (whole) and 1 (the last line says what is missing); all: docs/running.md
+WRONG_INPUT, NO_MEMORY, NO_ROOM, INTERRUPTED = 2, 4, 5, 130
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Problems:
             sys.exit(_fail(self.lines))
 
 
-def fail(line: str, code: int = 2) -> NoReturn:
+def fail(line: str, code: int = WRONG_INPUT) -> NoReturn:
     """End the run with this line."""
     _fail([line])
     raise SystemExit(code)
@@ -53,7 +58,7 @@ def fail(line: str, code: int = 2) -> NoReturn:
 def _fail(lines: list[str]) -> int:
     for line in lines:
         print(f"error: {line}", file=sys.stderr)
-    return 2
+    return WRONG_INPUT
 
 
 def main_process() -> bool:
@@ -146,26 +151,67 @@ def quiet() -> None:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 
-def _last_words(kind, why, trace) -> None:
-    """How a command ends that nothing caught (sys.excepthook): a missing package takes one line.
-
-    Outside the environment that demo.sh and test.sh have made the command starts again inside.
-    """
-    if not isinstance(why, ModuleNotFoundError):
+def _last_words(args, kind, why, trace) -> None:
+    """How a command ends that nothing caught (sys.excepthook): one line for what comes from outside, and what
+    was noted about it (add_note)."""
+    notes = getattr(why, "__notes__", [])
+    if isinstance(why, ModuleNotFoundError):
+        _without_package(why.name)
+    elif isinstance(why, KeyboardInterrupt):
+        if main_process():
+            print(f"stopped: {'; '.join(notes) or 'no result was written'}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    elif _is_memory(why):
+        words = (str(why).splitlines() or [kind.__name__])[0]
+        fail("; ".join([f"out of memory ({words})", *_memory_hints(args), *notes]), NO_MEMORY)
+    elif reason := _why_no_room(why):
+        where = getattr(why, "filename", None) or "the result"
+        fail("; ".join([f"{where} cannot be written: {reason}", *notes]), NO_ROOM)
+    else:
         sys.__excepthook__(kind, why, trace)
-        return
+
+
+def _without_package(name: str | None) -> None:
+    """One line; outside the environment that demo.sh and test.sh have made the command starts again in it."""
     root = Path(__file__).resolve().parent.parent
     own = root / ".venv"
     if (own / "bin" / "python").is_file() and os.environ.get("VIRTUAL_ENV") != str(own):
         python = str(own / "bin" / "python")
-        print(
-            f"note: {sys.executable} has no {why.name}; going on with {python}", file=sys.stderr, flush=True
-        )
+        print(f"note: {sys.executable} has no {name}; going on with {python}", file=sys.stderr, flush=True)
         os.environ["VIRTUAL_ENV"] = str(own)  # once only
         os.execv(python, [python, *sys.orig_argv[1:]])
-    sys.exit(
-        _fail([f"{sys.executable} has no {why.name}: python -m pip install -r {root / 'requirements.txt'}"])
-    )
+    fail(f"{sys.executable} has no {name}: python -m pip install -r {root / 'requirements.txt'}")
+
+
+def _is_memory(why: BaseException) -> bool:
+    """Torch's own kind on a GPU; on the CPU it is a RuntimeError."""
+    named = type(why).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate" in str(why)
+    return named or isinstance(why, MemoryError)
+
+
+def _memory_hints(args) -> list[str]:
+    """What needs less memory, of what the command has and does not do yet."""
+    hints = {
+        "batch_size": ("try a smaller --batch_size", 1),
+        "gradient_accumulation_steps": ("with --gradient_accumulation_steps the step stays the same", None),
+        "batch_tokens": ("fewer --batch_tokens", None),
+        "gradient_checkpointing": ("--gradient_checkpointing True", True),
+        "moments": ("--moments 8bit", "8bit"),
+        "lora": ("--lora True", True),
+        "blocks": ("more --blocks", None),
+    }
+    has = getattr(args, "defaults", {})
+    return [words for name, (words, done) in hints.items() if name in has and getattr(args, name) != done]
+
+
+def _why_no_room(why: BaseException) -> str | None:
+    """Disk full, quota, file too large, read-only: as Python, safetensors or torch say it."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+    for code in codes:
+        if getattr(why, "errno", None) == code or f"(os error {code})" in str(why):
+            return os.strerror(code)
+    by_torch = "inline_container" in str(why) or "PytorchStreamWriter" in str(why)  # gives no reason
+    return "not all was written, as on a full disk" if by_torch and "unexpected pos" in str(why) else None
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -173,7 +219,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
     the screen."""
     any_screen()
     quiet()
-    sys.excepthook = _last_words
+    sys.excepthook = partial(_last_words, None)
     return argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -226,6 +272,7 @@ def parse(p: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse
     args.models = {a.option_strings[0]: getattr(args, a.dest) for a in flags if a.type is model_name}
     switches = {f.name for f in fields(Released)} & args.defaults.keys()
     args.released = Released(**{name: getattr(args, name) for name in switches})
+    sys.excepthook = partial(_last_words, args)
     return args
 
 

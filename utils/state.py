@@ -120,7 +120,14 @@ class State:
                     yield
             else:
                 yield
+        except SystemExit:
+            if self.stop:
+                told = self.told.name if self.told else "a signal to another process"
+                self.accelerator.print(f"stopped by {told}; {kept(self.args.save_dir)}", file=sys.stderr)
+            raise
         except (Exception, KeyboardInterrupt) as why:
+            if self.accelerator.is_main_process:
+                self._drop_halves()
             why.add_note(kept(self.args.save_dir) or NOTHING)
             raise
         finally:
@@ -171,7 +178,11 @@ class State:
         if acc.is_main_process:
             _remove(part)
         acc.wait_for_everyone()
-        acc.save_state(str(part))
+        try:
+            acc.save_state(str(part))
+        except BaseException:
+            _remove(part)  # of no use, and on a full disk in the way
+            raise
         if acc.is_main_process:
             checkpoint.write_json(part / PROGRESS, {"step": step, **content, **self.about})
             _settle(self.partial)
@@ -179,8 +190,6 @@ class State:
         self.last = time.monotonic()
         self.cost = self.last - begun
         if self.stop:
-            told = self.told.name if self.told else "a signal to another process"
-            acc.print(f"stopped by {told}; {kept(self.args.save_dir)}", file=sys.stderr)
             raise SystemExit(STOPPED)
 
     def begin(self) -> dict[str, Any] | None:
@@ -207,13 +216,17 @@ class State:
 
     def _cut_back(self, step: int) -> None:
         """Take what lies in the partial folder back to where it was after the step."""
-        for rest in self.partial.iterdir():
-            if rest.is_file() and rest.name != "log.jsonl":
-                rest.unlink()
+        self._drop_halves()
         log = self.partial / "log.jsonl"
         lines = log.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
         checkpoint.write_whole(log, b"".join(kept))
+
+    def _drop_halves(self) -> None:
+        """Remove the files of a model that was not saved to the end."""
+        for rest in self.partial.glob("*"):
+            if rest.is_file() and rest.name != "log.jsonl":
+                rest.unlink()
 
 
 def _settle(partial: Path) -> None:
