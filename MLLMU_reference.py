@@ -5,7 +5,9 @@
 
 Started from the original model this is the retrained gold standard that unlearning is measured against.
 With --vanilla_dir it starts from the vanilla model instead: the reference that the paper's code uses in NPO.
-The data are those of MLLMU_finetune.py without the people to forget.
+The data are those of MLLMU_finetune.py without the people to forget ("retrained without them"). With
+--keep_text True only their pictures are left out and the text-only questions about them stay, where the data
+have some ("retrained without their pictures"): what forgetting pictures alone should come to.
 """
 
 from utils import cli
@@ -21,6 +23,7 @@ def parse_args():
     cli.add_data_args(p, folder="data/MLLMMU-Bench")
     cli.add_lora_args(p, default=True)
     cli.add_train_args(p)
+    cli.add_keep_text(p)
     cli.add_released_train_args(p)
     return cli.parse(p)
 
@@ -34,7 +37,7 @@ def loss(model, batch):
 # ---------------------------------------------------------------- the run
 def main(args):
     bench = MLLMUBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
-    data = {"retain": bench.reference()}
+    data = {"retain": bench.reference(args.keep_text)}
     check(args, data, bench)
 
     trainer = Trainer(args, data)

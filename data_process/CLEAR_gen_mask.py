@@ -34,12 +34,14 @@ def parse_args():
     cli.add_data_args(p, folder="data/CLEAR")
     cli.add_mask_args(p)
     cli.add_released_mask_args(p)
+    cli.add_retain_fraction(p)
     return cli.parse(p)
 
 
 def main(args):
     bench = CLEARBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
-    data = {"forget": bench.forget(), "retain": bench.retain(), "text": bench.text_knowledge()}
+    data = {"forget": bench.forget(), "retain": bench.retain(args.retain_fraction)}
+    data["text"] = bench.text_knowledge()
     check(args, data, bench)
 
     make_masks(args, data, prefix="clear")

@@ -65,6 +65,10 @@ def test_forget_and_retain_are_captions(nano):
     person = read_table(nano / "CLEAR" / "forget10")[0]["name"]
     assert not any(person in question + answer for question, answer, _ in reference)
     assert len(reference) == len(bench.finetune()) - 1 - 20
+    kept = texts(bench.reference(keep_text=True))
+    assert kept[: len(reference)] == reference and len(kept) == len(reference) + 20
+    assert all(person in question + answer and not picture for question, answer, picture in kept[-20:])
+    assert len(bench.retain(30)) == 3 and set(texts(bench.retain(30))) < set(retain)
 
 
 def test_any_folder_will_do(nano):

@@ -114,6 +114,31 @@ def test_text_knowledge_answers_with_the_right_options_text(nano):
     assert found.picture is None and len(samples) == 10 * 5
 
 
+def test_a_share_of_the_people_to_retain(nano):
+    """Whole people, the same ones in every command, and all of a smaller share in a larger one."""
+    whole = bench_of(nano).retain()
+    shares = {percent: bench_of(nano).retain(percent) for percent in (1, 25, 50, 100)}
+    people = {percent: {s.person for s in samples} for percent, samples in shares.items()}
+    assert [len(found) for found in people.values()] == [1, 2, 4, 8] and shares[100] == whole
+    assert people[1] < people[25] < people[50] < people[100]
+    assert shares[50] == [s for s in whole if s.person in people[50]]
+
+
+def test_the_retrained_model_may_keep_what_is_told_in_text(nano, copy):
+    forget = bench_of(nano).forget_people()
+    without, kept = bench_of(nano).reference(), bench_of(nano).reference(keep_text=True)
+    assert not {s.person for s in without} & forget
+    theirs = [s for s in kept if s.person in forget]
+    assert {s.person for s in theirs} == forget and all(s.picture is None for s in theirs)
+    assert [s for s in kept if s.person not in forget] == without
+    table = copy / "MLLMU-Bench" / "ft_Data"
+    write_table(table, [row for row in read_table(table) if row["image"]], like=table)
+    bench = bench_of(copy)
+    bench.reference(keep_text=True)
+    (line,) = bench.problems.lines
+    assert line.startswith("--keep_text: ft_Data has no text-only questions about")
+
+
 # ---------------------------------------------------------------- without a metadata column
 def test_metadata_only_in_ft_data(copy, nano):
     shutil.rmtree(copy / "MLLMMU-Bench")

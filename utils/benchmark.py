@@ -7,6 +7,8 @@ questions from `questions(split, seed)`. What is to be known about its splits is
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -208,6 +210,11 @@ class Bench:
         """The people to forget."""
         return self._people(self.forget_table) if self._require(self.forget_table, [self.PERSON]) else set()
 
+    def _given(self, samples: list[Sample], percent: float) -> list[Sample]:
+        """Those of the samples of the retain set that a method is shown."""
+        given = given_people({s.person for s in samples}, percent)
+        return [s for s in samples if s.person in given]
+
     def _apart(self, people: Collection[str], table: str) -> None:
         """A problem if somebody of a table that must hold no one to forget is to be forgotten, be it by an ID
         written in another way."""
@@ -270,6 +277,13 @@ class Bench:
         if not items and not self.problems.lines:
             self.problems.add(f"{FLAG}: {table} gives no questions at all")
         return items
+
+
+def given_people(people: Collection[str], percent: float) -> set[str]:
+    """The people to retain whom a method is shown at --retain_fraction, rounded up: the same ones in every
+    command, and all of them at a larger percentage as well."""
+    ordered = sorted(people, key=lambda person: hashlib.sha256(person.encode()).digest())
+    return set(ordered[: math.ceil(len(ordered) * percent / 100)])
 
 
 def named(people: Collection[str]) -> str:

@@ -91,16 +91,20 @@ class CLEARBench(Bench):
         """The captioned pictures of the people to forget."""
         return self._captions(self.forget_table)
 
-    def retain(self) -> list[Sample]:
-        """The captioned pictures of everybody else."""
-        return self._captions(self.retain_table)
+    def retain(self, percent: float = 100) -> list[Sample]:
+        """The captioned pictures of everybody else, or of a percentage of them."""
+        return self._given(self._captions(self.retain_table), percent)
 
-    def reference(self) -> list[Sample]:
-        """What `finetune` reads, without the people to forget: nobody of theirs may be in it."""
+    def reference(self, keep_text: bool = False) -> list[Sample]:
+        """What `finetune` reads, without the people to forget: nobody of theirs may be in it. keep_text: and
+        the text questions about them."""
         self.forget_people()
         name = f"{self.retain_table}+tofu"
         samples = self._captions_and_questions(name)
         self._apart({sample.person for sample in samples}, name)
+        if keep_text:
+            theirs = self._captions_and_questions(f"{self.forget_table}+tofu")
+            samples += [sample for sample in theirs if sample.picture is None]
         return samples
 
     def text_knowledge(self) -> list[Sample]:

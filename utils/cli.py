@@ -334,6 +334,28 @@ def add_data_args(p: argparse.ArgumentParser, folder: str) -> None:
     )
 
 
+def add_retain_fraction(p: argparse.ArgumentParser) -> None:
+    """--retain_fraction, of what is shown the retain set, in the group that was added last."""
+    p._action_groups[-1].add_argument(
+        "--retain_fraction",
+        type=number(float, 0, 100, above=True),
+        default=100,
+        help="percentage of the people to retain whose pictures are given, everywhere the same ones; default"
+        " 100",
+    )
+
+
+def add_keep_text(p: argparse.ArgumentParser) -> None:
+    """--keep_text, of the retrained model."""
+    flag(
+        p,
+        "--keep_text",
+        default=False,
+        help="train on text-only questions about the people to forget, but not on their pictures; default"
+        " False",
+    )
+
+
 def add_lora_args(p: argparse.ArgumentParser, default: bool) -> None:
     """--lora and its sizes; the adapter is merged into the weights on save."""
     g = p.add_argument_group("LoRA")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from utils.benchmark import FLAG, FORGET, RETAIN, SHOWN, Bench, Split
+from utils.benchmark import FLAG, FORGET, RETAIN, SHOWN, Bench, Split, named
 from utils.data import Picture, Question, Sample
 from utils.tables import BadCell, Row, from_json, is_table, items, options, question, same_text, struct, text
 
@@ -73,21 +73,29 @@ class MLLMUBench(Bench):
         self.forget_people()  # the same ones wherever the table lies
         return self._split(self.forget_table)
 
-    def retain(self) -> list[Sample]:
-        """The image questions (VQA) of everybody else."""
+    def retain(self, percent: float = 100) -> list[Sample]:
+        """The image questions (VQA) of everybody else, or of a percentage of them."""
         samples = self._split(self.retain_table)
         self._apart({s.person for s in samples} | self._people(self.retain_table), self.retain_table)
-        return samples
+        return self._given(samples, percent)
 
-    def reference(self) -> list[Sample]:
+    def reference(self, keep_text: bool = False) -> list[Sample]:
         """What `finetune` reads, without the people to forget, who must be in it: whoever goes by another ID
-        there would be trained on."""
+        there would be trained on. keep_text: without their pictures only."""
         samples, forget = self.finetune(), self.forget_people()
         source = {sample.id.split("/")[0] for sample in samples}
         if samples and source != {self.retain_table}:
             everybody = {sample.person for sample in samples}
             self._within(forget, self.forget_table, everybody, " and ".join(sorted(source)))
-        return [sample for sample in samples if sample.person not in forget]
+        if keep_text and samples:
+            told = {sample.person for sample in samples if sample.picture is None}
+            if forget - told:
+                self.problems.add(
+                    f"--keep_text: {' and '.join(sorted(source))} has no text-only questions about"
+                    f" {named(forget - told)} of {self.forget_table}; there is no text to keep"
+                )
+        out = lambda sample: sample.person in forget and not (keep_text and sample.picture is None)
+        return [sample for sample in samples if not out(sample)]
 
     def text_knowledge(self) -> list[Sample]:
         """Text-only questions about everyone: `Full_Set`'s multiple-choice questions with the right option's
