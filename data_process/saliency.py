@@ -48,7 +48,8 @@ class SquaredGradients:
     `scale[name]`, and frees each gradient at once.
 
     A full set of gradients never exists: a hook takes each one when it is complete. sums: {name: tensor of
-    the parameter's shape}.
+    the parameter's shape}, cut as the parameter is. FSDP2 calls the hook with this process's share of the
+    gradient, when it has averaged it over the processes.
     """
 
     def __init__(
@@ -63,8 +64,12 @@ class SquaredGradients:
         ]
 
     def _hook(self, total: torch.Tensor, scale: float):
+        from utils.shards import local
+
+        total = local(total)
+
         def take(parameter: torch.nn.Parameter) -> None:
-            gradient = parameter.grad.to(total.dtype)
+            gradient = local(parameter.grad).to(total.dtype)
             total.add_(gradient.square_(), alpha=scale)  # in place: the gradient goes anyway
             parameter.grad = None
 
@@ -94,6 +99,44 @@ def batch_counts(plans: Sequence[Plan], size: int) -> dict[str, int]:
     return counts
 
 
+def shares(batches: list[list[Sample]], accelerator) -> list[tuple[list[Sample], bool]]:
+    """What this process takes of each batch, and whether it counts; by default every n-th batch, whole.
+
+    Under FSDP2 all processes work on every batch, since each holds a part of the weights: each takes a share
+    of its samples, or, where these are fewer than the processes, one that does not count.
+    """
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    if not accelerator.is_fsdp2:
+        return [(batch, True) for batch in batches[rank::processes]]
+    return [(batch[rank::processes] or batch[:1], rank < len(batch)) for batch in batches]
+
+
+def batch_mean(values: torch.Tensor, counts: bool, accelerator) -> tuple[torch.Tensor, float]:
+    """What backward needs for the gradient of a batch's mean over its terms, and that mean.
+
+    values: the terms of this process, (N,). FSDP2 averages the gradients of the processes.
+    """
+    import torch
+
+    if not accelerator.is_fsdp2:
+        loss = values.mean()
+        return loss, loss.item()
+    mine = values.sum() * float(counts)
+    number = mine.new_tensor(counts * values.numel(), dtype=torch.float64)
+    total, number = accelerator.reduce(torch.stack([mine.detach().double(), number])).tolist()
+    return mine * (accelerator.num_processes / number), total / number
+
+
+def whole_sum(total: torch.Tensor, accelerator) -> torch.Tensor:
+    """A parameter's sum over all processes: each has summed its own batches or, under FSDP2, holds its share
+    of the weights."""
+    from utils.shards import whole
+
+    if accelerator.is_fsdp2:
+        return whole(total)
+    return accelerator.reduce(total) if accelerator.num_processes > 1 else total
+
+
 def fisher_pass(
     model,
     collator: Collator,
@@ -112,7 +155,7 @@ def fisher_pass(
 
     Only weights that `sums` names get a gradient. Plans of one call add up: retain pictures and text
     knowledge are one preserve set for the language part, while the vision part sees only the pictures. Every
-    process takes its share of the batches, so its sums are a part of the whole.
+    process takes its share, so its sums are a part of the whole.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -135,15 +178,16 @@ def fisher_pass(
             for p in inside:
                 p.requires_grad_(True)
             batches = cut(plan.samples, size) if inside else []
-            mine = batches[accelerator.process_index :: accelerator.num_processes]
-            for batch in one_pass(collator, mine, accelerator, plan.name):
+            mine = shares(batches, accelerator)
+            loaded = one_pass(collator, [share for share, _ in mine], accelerator, plan.name)
+            for batch, (_, counts) in zip(loaded, mine):
                 values = terms(model, batch)
-                if seen is not None:
+                if seen is not None and counts:
                     seen.append(values.detach())
-                loss = values.mean()
-                if not math.isfinite(loss.item()):
+                loss, mean = batch_mean(values, counts, accelerator)
+                if not math.isfinite(mean):
                     raise SystemExit(
-                        f"error: the loss is {loss.item()} on {', '.join(batch.ids)}; no mask was written"
+                        f"error: the loss is {mean} on {', '.join(batch.ids)}; no mask was written"
                     )
                 if loss.requires_grad:  # text alone reaches no cross-attention of Llama-3.2-Vision
                     loss.backward()
@@ -225,10 +269,9 @@ def block_masks(
         passes(forget, sums, one, size=size, seen=seen)
         kept, sums = sums, zeros()
         passes(preserve, sums, one, size=size)
-    # every process has summed over its own batches
-    whole = accelerator.reduce if accelerator.num_processes > 1 else lambda total: total
     for n in block:
-        total, of_forget = whole(sums.pop(n)), whole(kept.pop(n)) if kept else None
+        total = whole_sum(sums.pop(n), accelerator)
+        of_forget = whole_sum(kept.pop(n), accelerator) if kept else None
         if dtype is torch.float32:
             mask = difference_mask(total, args.threshold)
         else:
@@ -236,6 +279,46 @@ def block_masks(
         if args.mask_kind != "saliency":
             mask = ablation_mask(args.mask_kind, of_forget, mask, f"{args.seed}/{n}")
         yield n, mask
+
+
+@dataclass
+class PackedMask:
+    """One bit per weight (utils.masks.pack), so that masks on their way to the file take little room."""
+
+    bits: torch.Tensor
+    shape: list[int]
+    salient: int
+
+
+def masks_of(
+    model, collator: Collator, data: dict[str, list[Sample]], accelerator, args
+) -> tuple[dict[str, PackedMask], list[torch.Tensor]]:
+    """The mask of every parameter, in the main process, and the terms of the forget pass, in each.
+
+    data: {"forget": pictures, "retain": pictures, "text": text questions about everybody}.
+    """
+    import torch
+
+    from utils.masks import pack
+
+    every, part_of = dict(model.named_parameters()), models.part_of_parameters(model)
+    language = {n: p for n, p in every.items() if part_of[n] == "language"}
+    forget = [Plan("forget pictures", data["forget"], every)]
+    texts = Plan("text questions", data["text"], language)
+    preserve = [Plan("retain pictures", data["retain"], every), texts]
+    terms = {"ce": token_nll, "log_odds": token_log_odds, "fisher": partial(drawn_nll, seed=args.seed)}
+    passes = partial(
+        fisher_pass, model, collator, terms[args.saliency], accelerator=accelerator,
+        mode=args.released.fisher_mode,
+    )  # fmt: skip
+    masks: dict[str, PackedMask] = {}
+    for block in blocks(every, args.blocks):
+        torch.manual_seed(args.seed)  # for --fisher_mode train
+        seen: list[torch.Tensor] = []
+        for n, mask in block_masks(block, forget, preserve, passes, seen, accelerator, args):
+            if accelerator.is_main_process:
+                masks[n] = PackedMask(pack(mask), list(mask.shape), int(mask.sum()))
+    return masks, seen
 
 
 # ---------------------------------------------------------------- what a mask is worth
@@ -288,38 +371,30 @@ def _make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
     import torch
 
     from utils.collate import Collator
-    from utils.masks import model_fingerprint, pack
+    from utils.masks import model_fingerprint
 
     started, accelerator = time.monotonic(), engines.accelerator()
     name = args.vanilla_dir or args.model_id
     processor = models.load_processor(name, args.model_id)
-    model = models.load_model(name, args.dtype, args.attn, processor).to(accelerator.device)
+    model = models.load_model(name, args.dtype, args.attn, processor)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if accelerator.is_fsdp2:  # accelerate wants an optimizer with the model; it makes no step
+        model, _ = engines.prepare(accelerator, model, torch.optim.SGD(model.parameters()))
+    else:
+        model.to(accelerator.device)
     part_of = models.part_of_parameters(model)
     every = dict(model.named_parameters())
-    language = {n: p for n, p in every.items() if part_of[n] == "language"}
     manifest = checkpoint.manifest(args, data, accelerator) | {"vanilla": name}
+    cut = f", cut over {accelerator.num_processes} processes" if accelerator.is_fsdp2 else ""
     accelerator.print(
         f"model: {name} ({models.family_of(model).title}), {sum(p.numel() for p in every.values()):,} weights"
+        + cut
     )
 
     collator = Collator.of(args, processor, models.family_of(model))
-    terms = {"ce": token_nll, "log_odds": token_log_odds, "fisher": partial(drawn_nll, seed=args.seed)}
-    passes = partial(
-        fisher_pass, model, collator, terms[args.saliency], accelerator=accelerator,
-        mode=args.released.fisher_mode,
-    )  # fmt: skip
-    forget = [Plan("forget pictures", data["forget"], every)]
-    texts = Plan("text questions", data["text"], language)
-    preserve = [Plan("retain pictures", data["retain"], every), texts]
-    masks = {}
     with models.autocast(args.dtype):
-        for block in blocks(every, args.blocks):
-            torch.manual_seed(args.seed)  # for --fisher_mode train
-            seen: list[torch.Tensor] = []
-            for n, mask in block_masks(block, forget, preserve, passes, seen, accelerator, args):
-                masks[n] = PackedMask(pack(mask), list(mask.shape), int(mask.sum()))
+        masks, seen = masks_of(model, collator, data, accelerator, args)
     manifest["answers"] = answers = certainty(args.saliency, seen, accelerator)
     about = {
         "kind": args.mask_kind,
@@ -337,15 +412,6 @@ def _make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
         )
         warn(args.saliency, answers, report)
     accelerator.wait_for_everyone()
-
-
-@dataclass
-class PackedMask:
-    """One bit per weight (utils.masks.pack), so that masks on their way to the file take little room."""
-
-    bits: torch.Tensor
-    shape: list[int]
-    salient: int
 
 
 def write_masks(

@@ -9,12 +9,15 @@ import pytest
 import torch
 from conftest import RATIO, ROOT, run_script, weights
 
+from utils.checkpoint import read_json
 from utils.masks import Mask
 
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # what the launcher says to its processes
 
-def launch(script: str, *argv) -> None:
-    """`accelerate launch` of two CPU processes. --cpu alone would start one; --multi_gpu is what starts
-    several."""
+
+def launch(script: str, *argv, engine: dict[str, str] | None = None) -> str:
+    """`accelerate launch` of two CPU processes; returns their output. --cpu alone would start one;
+    --multi_gpu is what starts several."""
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port",
@@ -22,10 +25,11 @@ def launch(script: str, *argv) -> None:
     ]  # fmt: skip
     done = subprocess.run(
         [*command, str(ROOT / script), *map(str, argv)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"} | (engine or {}),
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def test_training_in_two_processes(masks, tiny, nano, tmp_path):
@@ -53,18 +57,22 @@ def test_training_in_two_processes(masks, tiny, nano, tmp_path):
         torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=0, msg=name)
 
 
-def test_masks_in_two_processes(masks, tiny, nano, tmp_path):
-    launch(
+@pytest.mark.parametrize(("engine", "flags"), [({}, []), (FSDP2, ["--blocks", 2])], ids=["ddp", "fsdp2"])
+def test_masks_in_two_processes(engine, flags, masks, tiny, nano, tmp_path):
+    """Under DDP each process has batches of its own, under FSDP2 both work on each of 4 samples."""
+    told = launch(
         "data_process/MLLMU_gen_mask.py", "--model_id", tiny["llava"], "--data_split_dir",
-        nano / "MLLMMU-Bench",
-        "--forget_ratio", RATIO, "--save_dir", tmp_path / "two",
+        nano / "MLLMMU-Bench", "--forget_ratio", RATIO, "--save_dir", tmp_path / "two", *flags, engine=engine,
     )  # fmt: skip
+    assert ("cut over 2 processes" in told) == bool(engine)
     for part in ("language", "vision", "both"):
         name = f"mllmu_{part}_mask.pt"
         one, two = (Mask.load(str(folder / name), "llava") for folder in (masks("llava"), tmp_path / "two"))
         assert one.bits.keys() == two.bits.keys() and one.about["data"] == two.about["data"]
         differ = sum(int((one.of(n) != two.of(n)).sum()) for n in one.bits)
         assert differ <= 1e-4 * one.count()[1]
+    answers = [read_json(folder / "run.json")["answers"] for folder in (masks("llava"), tmp_path / "two")]
+    assert answers[0] == pytest.approx(answers[1], rel=1e-3)
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(tiny, nano, tmp_path, monkeypatch):

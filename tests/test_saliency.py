@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from data_process.saliency import (
     Plan,
     ablation_mask,
     batch_counts,
+    batch_mean,
     blocks,
     certainty,
     difference_mask,
     fisher_pass,
+    shares,
     warn,
 )
 from utils.checkpoint import read_json
@@ -132,6 +135,28 @@ def test_hooks_are_gone_afterwards(setting):
         p.requires_grad_(True)
     token_nll(model, collator(samples[:2])).mean().backward()
     assert all(p.grad is not None for n, p in every.items() if "language_model.norm" in n)
+
+
+def test_what_a_process_takes():
+    """Whole batches by turns; of a batch that is cut over four processes a share, or a sample for show."""
+    batches = [["a", "b", "c", "d", "e", "f"], ["g", "h"], ["i"]]
+    of = lambda rank, processes, cut: shares(
+        batches, SimpleNamespace(process_index=rank, num_processes=processes, is_fsdp2=cut)
+    )
+    assert of(0, 2, False) == [(batches[0], True), (batches[2], True)]
+    assert of(1, 2, False) == [(batches[1], True)]
+    assert of(1, 4, True) == [(["b", "f"], True), (["h"], True), (["i"], False)]
+    assert of(3, 4, True) == [(["d"], True), (["g"], False), (["i"], False)]
+
+
+def test_the_mean_of_a_batch_that_is_cut():
+    """Three processes hold 2, 1 and no terms that count: the average of their gradients is the mean's."""
+    values = [torch.tensor([1.0, 4.0]), torch.tensor([10.0]), torch.tensor([7.0])]
+    total = torch.tensor([15.0, 3.0], dtype=torch.float64)
+    acc = SimpleNamespace(is_fsdp2=True, num_processes=3, reduce=lambda mine: total)
+    parts = [batch_mean(v, v[0] != 7, acc) for v in values]
+    assert [mean for _, mean in parts] == [5.0] * 3
+    assert float(sum(loss for loss, _ in parts)) / 3 == pytest.approx(5.0)
 
 
 # ---------------------------------------------------------------- the rule
@@ -317,8 +342,6 @@ def test_gradient_checkpointing_works_in_the_pass(tiny, processors, monkeypatch)
 
     monkeypatch.setattr(saliency, "fisher_pass", watched)
     monkeypatch.setattr(saliency, "write_masks", lambda *a: {})
-    from types import SimpleNamespace
-
     for on in (False, True):
         args = SimpleNamespace(
             mask_kind="saliency",
