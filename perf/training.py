@@ -15,10 +15,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,8 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from nano import stand_ins
-from nano.tables import read_texts
+from perf.setting import data, prepare, run
 from utils import checkpoint, cli, jsonl, models
 from utils.mllmu import MLLMUBench
 
@@ -47,35 +44,6 @@ def parse_args():
     args = cli.parse(p)
     args.problems.stop()
     return args
-
-
-def prepare(args, folder: Path) -> int:
-    """Data of ten people, a model and its masks; returns the model's weights."""
-    run(args, "nano/make_nano.py", "--save_dir", folder / "data", "--people", 10, "--views", 1)
-    tokenizer = stand_ins.train_tokenizer(read_texts([folder / "data" / "MLLMU-Bench"]), "llava", 4096)
-    size = stand_ins.Size(
-        image_size=168, layers=args.layers, key_value_heads=8, head_dim=args.hidden_size // 8,
-        vision_layers=6, vision_heads=6, vision_head_dim=64, mlp_ratio=2,
-    )  # fmt: skip
-    model = stand_ins.write("llava", tokenizer, folder / "model", size, dtype="float32")
-    run(args, "data_process/MLLMU_gen_mask.py", *data(folder), "--save_dir", folder / "masks")
-    return model.num_parameters()
-
-
-def data(folder: Path) -> list:
-    tables = folder / "data" / "MLLMMU-Bench"
-    return ["--model_id", folder / "model", "--data_split_dir", tables, "--forget_ratio", 10]
-
-
-def run(args, *command) -> str:
-    environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(f"error: {' '.join(map(str, command))}\n{done.stderr[-2000:]}")
-    return done.stdout
 
 
 def bare_loop(folder: Path) -> None:
@@ -105,8 +73,8 @@ def script_steps(args, folder: Path, name: str, epochs: int) -> tuple[dict[str, 
     """({kind of step: seconds of each}, peak of memory in bytes) of a script's run."""
     mask = ["--grad_mask_path", folder / "masks" / "mllmu_both_mask.pt"] if name == "manifold" else []
     run(
-        args, f"MLLMU_{name}.py", *data(folder), "--save_dir", folder / name, "--lora", False, "--num_epochs",
-        epochs, *mask,
+        args.threads, f"MLLMU_{name}.py", *data(folder), "--save_dir", folder / name, "--lora", False,
+        "--num_epochs", epochs, *mask,
     )  # fmt: skip
     lines = [json.loads(line) for line in jsonl.read(folder / name / "log.jsonl")[0]]
     found: dict[str, list[float]] = {}
@@ -121,10 +89,11 @@ def main(args) -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        weights = prepare(args, folder)
+        weights = prepare(folder, args.threads, args.hidden_size, args.layers)
+        run(args.threads, "data_process/MLLMU_gen_mask.py", *data(folder), "--save_dir", folder / "masks")
         bare, found = [], {}
         for script, epochs in [*SCRIPTS.items(), (None, 0)]:
-            bare.append(json.loads(run(args, __file__, "--bare", folder).splitlines()[-1]))
+            bare.append(json.loads(run(args.threads, __file__, "--bare", folder).splitlines()[-1]))
             if script:
                 found[script] = script_steps(args, folder, script, epochs)
     plain = statistics.median(second for loop in bare for second in loop["seconds"])
