@@ -14,7 +14,6 @@ data_process/check_data.py tells whether all is there.
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +29,7 @@ from data_process.hub.tables import (
     check_table_args,
     chosen,
 )
-from utils import cli
+from utils import cli, folders
 from utils.models import first_line
 from utils.tables import parquet_files
 
@@ -54,8 +53,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     args.benchmarks = list(BENCHMARKS) if args.benchmark == "all" else [args.benchmark]
     if args.benchmark and not args.problems.lines:
         check_table_args(args)
-    if args.save_dir.is_file():
-        args.problems.add(f"--save_dir: {args.save_dir} is a file; give a folder")
+    folders.check_writable(args.save_dir, "--save_dir", args.problems)
     args.problems.stop()
     return args
 
@@ -74,12 +72,6 @@ def missing_megabytes(folder: Path, table: Table) -> float:
     return max(0.0, (table.megabytes or 0) - here)
 
 
-def free_megabytes(folder: Path) -> float:
-    """Free space of the disk that the folder lies or will lie on."""
-    existing = next(p for p in (folder.resolve(), *folder.resolve().parents) if p.exists())
-    return shutil.disk_usage(existing).free / 1e6
-
-
 def show(save_dir: Path, work: list[tuple[Repository, list[Table]]]) -> float:
     """Print tables and sizes; returns the MB to come."""
     total = 0.0
@@ -88,7 +80,9 @@ def show(save_dir: Path, work: list[tuple[Repository, list[Table]]]) -> float:
         total += sum(missing_megabytes(folder, table) for table in tables)
         print(f"{repository.url} -> {folder}")
         print("  " + ", ".join(f"{t.name} ({t.size})" for t in tables))
-    print(f"to download: about {total:,.0f} MB; free on the disk: {free_megabytes(save_dir):,.0f} MB")
+    print(
+        f"to download: about {total:,.0f} MB; free on the disk: {folders.free_bytes(save_dir) / 1e6:,.0f} MB"
+    )
     return total
 
 
@@ -132,7 +126,7 @@ def fetch(repository: Repository, tables: list[Table], folder: Path) -> str | No
 def main(args: Namespace) -> None:
     work = to_fetch(args)
     total = show(args.save_dir, work)
-    if total + RESERVE > free_megabytes(args.save_dir):
+    if total + RESERVE > folders.free_bytes(args.save_dir) / 1e6:
         args.problems.add(
             f"--save_dir: {args.save_dir} has too little free space; name fewer --tables,"
             " one --forget_ratio, or another folder"

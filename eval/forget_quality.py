@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from eval.metrics import forget_quality
 from eval.results.predictions import read_predictions
 from eval.results.read import Result, load_results
-from utils import cli
+from utils import checkpoint, cli, folders
 
 
 def parse_args(argv: list[str] | None = None):
@@ -66,6 +66,7 @@ def main(args) -> None:
         elif own:
             quality, p = forget_quality(list(own.values()), list(theirs.values()))
             rows[result.label] = (result.forget_ratio, round(quality, 4), p, len(own))
+    folders.check_file(args.csv, "--csv", args.problems, ".csv")
     args.problems.stop()
     table = pd.DataFrame.from_dict(
         rows, orient="index", columns=["forget %", "1 - JS distance", "KS p-value", "questions"]
@@ -73,8 +74,7 @@ def main(args) -> None:
     shown = table.astype(object).rename_axis("method")  # object: counts stay whole numbers
     print(shown.to_markdown(floatfmt=("", "d", ".3f", ".3g", "d")))
     if args.csv:
-        Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
-        table.rename_axis("method").to_csv(args.csv)
+        checkpoint.write_whole(Path(args.csv), table.rename_axis("method").to_csv().encode())
 
 
 if __name__ == "__main__":

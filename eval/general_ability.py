@@ -29,7 +29,7 @@ from packaging.version import Version
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils import adapters, checkpoint, cli, models
+from utils import adapters, checkpoint, cli, folders, models
 
 # decord, which lmms-eval's model classes import, comes with this extra only
 INSTALL = f'{sys.executable} -m pip install "lmms-eval[video-legacy]==0.7.3"'
@@ -82,6 +82,7 @@ def check(args) -> None:
     if adapters.is_adapter(folder):
         add(f"model: {args.model} is an adapter; lmms_eval reads whole models, which --merge True saves")
         return
+    folders.check_writable(folder / "general", "model", args.problems)
     config = read_json(folder / "config.json")
     family = config.get("model_type")
     if family is not None and family not in BACKENDS:

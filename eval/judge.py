@@ -31,7 +31,7 @@ from eval.results.predictions import Prediction, read_predictions
 from eval.results.read import Result, load_results
 from eval.results.summary import summarise
 from eval.tasks import FACTUALITY
-from utils import checkpoint, cli
+from utils import checkpoint, cli, folders
 
 SCORE_TOKENS = 8  # of the judge's answer, for the estimate
 CACHE = "runs/judge_cache.jsonl"
@@ -199,6 +199,9 @@ def main(args: argparse.Namespace) -> None:
             args.problems.add(f"results: {error}; run that evaluation again")
     if not asked:
         args.problems.add("results: no generated answers in them; name evaluations of the task generation")
+    for result in results:
+        folders.check_writable(result.folder, "results", args.problems)
+    folders.check_writable(Path(args.judge_cache).parent, "--judge_cache", args.problems)
     args.problems.stop()
     judge, unscored = Judge(args), {}
     try:

@@ -36,7 +36,7 @@ from eval.results.read import Result, add_result_args, given_results, read_answe
 from eval.results.remarks import NANO_REMARK, remarks
 from eval.results.runs import MaskUse, Run, cost_rows, load_runs, masks_of
 from eval.tasks import FACTUALITY, METRICS, TASKS, split_of
-from utils import cli
+from utils import checkpoint, cli, folders
 
 if TYPE_CHECKING:
     import argparse
@@ -237,8 +237,7 @@ def main(args: argparse.Namespace) -> None:
     results = given_results(args)
     if args.data_dir and not Path(args.data_dir).is_dir():
         args.problems.add(f"--data_dir: {args.data_dir}: no such folder; default: as results.json says")
-    if args.save_path and Path(args.save_path).is_dir():
-        args.problems.add(f"--save_path: {args.save_path} is a folder; give a file such as report.html")
+    folders.check_file(args.save_path, "--save_path", args.problems, ".html", ".htm")
     cases = load_cases(results, args.problems)
     runs = load_runs(results, args.problems)
     masks = masks_of(runs, args.problems)
@@ -256,8 +255,7 @@ def main(args: argparse.Namespace) -> None:
             print(f"{', '.join(use.labels)}: no coverage.json beside the mask {use.path}")
     page = render(runs, cases, found, masks, args.people)
     path = Path(args.save_path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    checkpoint.write_whole(path, page.encode())
     print(f"Wrote {path}: {len(cases)} questions, {len(found)} pictures, {path.stat().st_size / 1e6:.1f} MB")
 
 

@@ -17,6 +17,7 @@ clearly another number than vanilla's.
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ from eval.results.figures import tradeoff, tradeoff_plot
 from eval.results.read import Result, add_result_args, given_results, read_answers
 from eval.results.remarks import NANO_REMARK, remarks
 from eval.tasks import METRICS, lower_is_better
-from utils import cli
+from utils import checkpoint, cli, folders
 
 if TYPE_CHECKING:
     import argparse
@@ -195,10 +196,8 @@ def main(args: argparse.Namespace) -> None:
         args.problems.add(
             "--plot: needs a vanilla row and the forget and retain splits (multiple choice) of each method"
         )
-    for flag in ("csv", "latex", "markdown", "plot"):
-        path = getattr(args, flag)
-        if path and Path(path).is_dir():
-            args.problems.add(f"--{flag}: {path} is a folder; give a file name")
+    for flag, suffix in (("csv", ".csv"), ("latex", ".tex"), ("markdown", ".md"), ("plot", ".png")):
+        folders.check_file(getattr(args, flag), f"--{flag}", args.problems, suffix)
     read_answers(results, args.problems)
     args.problems.stop()
 
@@ -208,25 +207,20 @@ def main(args: argparse.Namespace) -> None:
     if args.published:
         print(published.comparison(results))
     if args.csv:
-        csv_table(results).to_csv(_parent(args.csv))
+        checkpoint.write_whole(Path(args.csv), csv_table(results).to_csv().encode())
     if args.latex:
-        _parent(args.latex).write_text(latex(results), encoding="utf-8")
+        checkpoint.write_whole(Path(args.latex), latex(results).encode())
     if args.markdown:
-        _parent(args.markdown).write_text(markdown(results), encoding="utf-8")
+        checkpoint.write_whole(Path(args.markdown), markdown(results).encode())
     if args.plot:
-        tradeoff_plot(results).savefig(_parent(args.plot), format="png")
+        tradeoff_plot(results).savefig(drawn := io.BytesIO(), format="png")
+        checkpoint.write_whole(Path(args.plot), drawn.getvalue())
         left_out = [r.label for r in results if r.label not in tradeoff(results).index]
         if left_out:
             print(f"Not in the plot, for want of a vanilla or of a number: {', '.join(left_out)}")
     written = [path for path in (args.csv, args.latex, args.markdown, args.plot) if path]
     if written:
         print("Wrote " + ", ".join(written))
-
-
-def _parent(path: str) -> Path:
-    """The path, with its folder made."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return Path(path)
 
 
 if __name__ == "__main__":

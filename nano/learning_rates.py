@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils import cli
+from utils import cli, folders
 
 CELLS = ("forget image", "forget text", "retain image", "retain text")
 
@@ -45,6 +45,8 @@ def parse_args():
     args = cli.parse(p)
     if not (args.nano / "mask").is_dir():
         args.problems.add(f"--nano: {args.nano} holds no vanilla model with masks; run bash demo.sh first")
+    if args.save_dir:
+        folders.check_writable(args.save_dir, "--save_dir", args.problems)
     args.problems.stop()
     return args
 

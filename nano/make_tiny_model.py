@@ -15,6 +15,7 @@ paid for; it does not show how well a method unlearns.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -24,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nano.stand_ins import STAND_INS, Files, Size, differences, train_tokenizer, write
 from nano.tables import read_texts
-from utils import cli
+from utils import cli, folders
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -94,6 +95,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         args.problems.add(
             f"--save_dir: {args.save_dir} already holds a model; choose another folder or remove it"
         )
+    else:
+        folders.check_save_dir(args.save_dir, args.problems)
     args.problems.stop()
     return args
 
@@ -105,7 +108,10 @@ def main(args: Namespace) -> None:
     texts = read_texts(args.text)
     tokenizer = train_tokenizer(texts, args.family, args.vocab_size)
     dtype = None if args.dtype == "published" else args.dtype
-    model = write(args.family, tokenizer, args.save_dir, args.size, args.seed, dtype)
+    partial = folders.partial_folder(args.save_dir)
+    shutil.rmtree(partial, ignore_errors=True)
+    model = write(args.family, tokenizer, partial, args.size, args.seed, dtype)
+    folders.publish(partial, args.save_dir)
     print(
         f"{args.family}: {model.num_parameters():,} parameters, {len(tokenizer):,} tokens learnt "
         f"from {len(texts):,} pieces of text -> {args.save_dir}"

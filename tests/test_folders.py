@@ -207,3 +207,43 @@ def test_files_that_may_be_written(tmp_path):
     assert "no .csv file" in line_of(tmp_path / "results.json")
     assert "is a folder" in line_of(tmp_path)
     assert "cannot be written" in line_of(Path("/proc/nowhere/t.csv"))
+
+
+def test_every_command_asks_before_it_loads(nano, tiny, tmp_path, capsys):
+    """One line for what is not its own, or cannot be written; nothing is changed."""
+    (tmp_path / "mine" / "zero_shot" / f"forget{RATIO}").mkdir(parents=True)
+    (thesis := tmp_path / "mine" / "zero_shot" / f"forget{RATIO}" / "thesis.tex").write_text("years of work")
+    evaluation = ["--evaluated_model", tiny["llava"], "--data_split_dir", nano / "MLLMU-Bench"]
+    evaluation += ["--forget_ratio", RATIO, "--output_dir"]
+    nowhere = "/proc/nowhere/x"
+    commands = {
+        "--output_dir": [
+            ("eval/MLLMU_eval.py", *evaluation, tmp_path / "mine"),
+            ("eval/MLLMU_eval.py", *evaluation, nowhere),
+        ],
+        "--save_dir": [
+            ("nano/make_nano.py", "--save_dir", tmp_path / "mine"),
+            ("nano/make_nano.py", "--save_dir", nowhere),
+            ("nano/make_tiny_model.py", "--family", "llava", "--text", nano, "--save_dir", tmp_path / "mine"),
+            ("data_process/download.py", "--benchmark", "mllmu", "--save_dir", nowhere),
+        ],
+        "--csv": [
+            ("eval/table.py", tmp_path, "--csv", thesis),
+            ("eval/forget_quality.py", tmp_path, "--csv", nowhere),
+        ],
+        "--save_path": [("eval/report.py", tmp_path, "--save_path", thesis)],
+        "--judge_cache": [
+            ("eval/judge.py", tmp_path, "--judge_url", "http://localhost:1", "--judge_model", "m", "--yes",
+             "--judge_cache", nowhere),
+        ],
+    }  # fmt: skip
+    for flag, given in commands.items():
+        for words in given:
+            with pytest.raises(SystemExit) as end:
+                run_script(*words)
+            lines = [
+                line for line in capsys.readouterr().err.splitlines() if line.startswith(f"error: {flag}: ")
+            ]
+            assert end.value.code == 2 and len(lines) == 1, words
+            assert "ours" in lines[0] or "cannot be written" in lines[0] or "exists and is no" in lines[0]
+    assert [p.name for p in (tmp_path / "mine").rglob("*") if p.is_file()] == ["thesis.tex"]

@@ -394,7 +394,7 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_files(server, tmp_path, how)
     finally:
         process.kill()
         gate.set()
-    assert process.returncode == (-how if how == signal.SIGKILL else 1)
+    assert process.returncode == (-how if how == signal.SIGKILL else 130)
     assert "Traceback" not in errors and (how == signal.SIGKILL or "scores so far are in the cache" in errors)
     kept = cache.read_bytes().count(b"\n")
     assert 6 <= kept < 32 and contents(folder) == before

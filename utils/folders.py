@@ -129,6 +129,12 @@ def why_not_written(path: Path) -> str | None:
     return None
 
 
+def check_writable(folder: str | Path, flag: str, problems: Problems) -> None:
+    """Add a problem unless files can be written in the folder, which need not be there yet."""
+    if why := why_not_written(Path(folder).resolve() / "x"):
+        problems.add(f"{flag}: {folder} {why}")
+
+
 def check_file(path: str | Path | None, flag: str, problems: Problems, *suffixes: str) -> None:
     """Add a problem unless the file can be written; one that is there is replaced if it has one of the
     suffixes."""

@@ -38,6 +38,10 @@ def check_evaluation(args, questions: list[Question], bench) -> None:
     models.check_processor(flags, args.problems)
     if args.evaluated_model and models.local_folder(args.evaluated_model) is None and not args.output_dir:
         args.problems.add("--output_dir is needed where --evaluated_model is not a folder")
+    if args.output_dir or (args.evaluated_model and models.local_folder(args.evaluated_model)):
+        folder = result_folder(args)
+        if why := folders.why_not_written(folder) or folders.why_not_ours(folder, "results.json"):
+            args.problems.add(f"--output_dir: {folder} {why}")
     _check_vanilla(args)
     args.problems.stop()
     for line in bench.notes:
