@@ -12,9 +12,9 @@ where its squared gradient on the forget set is at least that on everything to b
     θ ← θ − η · m ⊙ ∇( −α · CE(forget) )        every k-th step, k = retain batches // forget batches
     θ ← θ − η · ∇ CE(retain)                    every step
 
-A weight outside the mask is after a forget step bit for bit what it was. All weights are trained, since the
-mask is over full weights. Huo et al., ACL 2025 Findings, arXiv 2502.11051; the saliency after Huang et al.
-2024 (SFR-on), arXiv 2409.19732.
+A weight outside the mask is after a forget step bit for bit what it was. All weights are trained; with --lora
+True two adapters, ΔW = m ⊙ (B_f · A_f) + B_r · A_r, of which forget steps train the first. Huo et al., ACL
+2025 Findings, arXiv 2502.11051; the saliency after Huang et al. 2024 (SFR-on), arXiv 2409.19732.
 """
 
 from functools import partial

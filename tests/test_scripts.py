@@ -176,8 +176,10 @@ def test_no_mask_file_and_no_mask_at_all(refused, tmp_path):
 
 
 def test_lora_and_a_mask(refused, masks):
-    said = refused(lora=True, grad_mask_path=masks("llava") / "mllmu_language_mask.pt")
-    assert "--lora" in said and "--lora False" in said
+    path = masks("llava") / "mllmu_language_mask.pt"
+    assert "--merge" in refused(lora=True, grad_mask_path=path, merge=False)
+    assert "--unlisted" in refused(lora=True, grad_mask_path=path, unlisted="train")
+    assert "nothing salient" in refused(lora=True, grad_mask_path=path, lora_parts="vision")
 
 
 def test_a_released_mask_trains(train_args, masks, tiny, tmp_path, monkeypatch):

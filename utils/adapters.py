@@ -1,4 +1,4 @@
-"""Adapters (LoRA): trained beside frozen weights, merged into them, kept in folders of their own.
+"""Folders of adapters (LoRA), and the model that one stands for.
 
 An adapter folder holds peft's adapter_config.json, which names the model that the adapter belongs to (its
 base, a folder or a Hugging Face id), and adapter_model.safetensors; --merge False writes one, and so does
@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
-    from peft import PeftModel
-    from peft.tuners.lora import LoraLayer
     from transformers import PreTrainedModel
 
     from utils.cli import Problems
@@ -112,55 +109,3 @@ def with_adapter(model: PreTrainedModel, folder: str, today: Callable[[str], str
             f"error: the adapter {folder} cannot be merged into {lineage(folder)[1]}: {first}"
         ) from why
     return adapted.merge_and_unload().requires_grad_(True)
-
-
-def adapted_layers(adapted: PeftModel) -> dict[str, LoraLayer]:
-    """{weight's name in the model: its layer} of the layers that have an adapter."""
-    from peft.tuners.lora import LoraLayer
-
-    modules = adapted.get_base_model().named_modules()
-    return {f"{name}.weight": layer for name, layer in modules if isinstance(layer, LoraLayer)}
-
-
-def merge(adapted: PeftModel, model: PreTrainedModel) -> None:
-    """W <- W + s · B · A in a model in fp32 on the CPU, for all adapters of its layers.
-
-    Where nothing is added W keeps every bit, which −0 + 0 would not.
-    """
-    import torch
-
-    weights = dict(model.named_parameters())
-    for name, layer in adapted_layers(adapted).items():
-        weight = weights[name].data
-        for adapter in layer.lora_A:
-            change = layer.get_delta_weight(adapter).detach().to(weight)  # (out, in)
-            weight.copy_(torch.where(change != 0, weight + change, weight))
-
-
-# ---------------------------------------------------------------- made, and written
-def add_lora(model: PreTrainedModel, targets: list[str], args) -> PeftModel:
-    """A peft model with the adapter of --lora_r, --lora_alpha, --lora_dropout (gaussian start, as in the
-    paper's code) on the linear layers `targets`."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=args.lora_r,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
-        target_modules=targets,
-        init_lora_weights="gaussian",
-    )
-    return get_peft_model(model, config)
-
-
-def save_adapter(adapted: PeftModel, base: str, folder: Path, dtype: torch.dtype) -> None:
-    """Write the adapter alone, in peft's format. base: the model that it belongs to; a folder by its full
-    path, since the adapter may be read from elsewhere."""
-    from peft import get_peft_model_state_dict
-
-    adapted.peft_config["default"].base_model_name_or_path = (
-        str(Path(base).resolve()) if Path(base).is_dir() else base
-    )
-    weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    weights = {name: w.to("cpu", dtype) for name, w in weights.items()}
-    adapted.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import adapters, cli, engines, folders, models, state
+from utils import adapters, cli, engines, folders, lora, models, state
 from utils.data import Sample
+from utils.released import PAPER
 
 if TYPE_CHECKING:
     from utils.benchmark import Bench
@@ -60,14 +61,26 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
         print(f"{name}: {bench.describe(samples)}")
 
 
+def _check_masked_adapter(args) -> None:
+    """What --lora True with a mask is not: an adapter that peft's format can hold, or weights that drift."""
+    if not args.merge:
+        args.problems.add(
+            "--merge: peft's files hold B · A, not m ⊙ (B · A): under a mask adapters are saved merged;"
+            " leave the flag out"
+        )
+    for name in ("clip", "unlisted", "masked_weights"):
+        if getattr(args.released, name) != getattr(PAPER, name):
+            args.problems.add(
+                f"--{name}: is about a mask over gradients; with --lora True it bounds the adapter itself"
+            )
+
+
 def read_mask(args, bench: Bench) -> Mask | None:
-    """The mask of --grad_mask_path: a mask, of this model, and not together with LoRA. None, and a problem,
-    for any other."""
+    """The mask of --grad_mask_path: a mask, of this model, and one that its adapters can follow. None, and a
+    problem, for any other."""
     path, name = args.grad_mask_path, args.vanilla_dir or args.model_id
     if args.lora:
-        args.problems.add(
-            "--lora: a mask is over full weights, not an adapter's; with --grad_mask_path use --lora False"
-        )
+        _check_masked_adapter(args)
     if not Path(path).is_file():
         args.problems.add(f"--grad_mask_path: no such file: {path}")
     if args.problems.lines:
@@ -83,6 +96,9 @@ def read_mask(args, bench: Bench) -> Mask | None:
         mask = Mask.load(path, empty.config.model_type, args.released)
         mask.check({name: list(p.shape) for name, p in empty.named_parameters()})
         mask.check_origin(name)
+        targets = lora.weights_of(models.lora_targets(empty, args.lora_parts)) if args.lora else mask.bits
+        if not mask.only(targets).bits:
+            raise MaskError(f"nothing salient in it lies in a linear layer of --lora_parts {args.lora_parts}")
     except MaskError as why:
         args.problems.add(f"--grad_mask_path: {why}; {bench.MASK_SCRIPT} makes one for this model")
         return None

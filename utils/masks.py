@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,11 @@ class Mask:
         """(salient weights, weights that the mask names)."""
         salient = sum(int(np.unpackbits(b.cpu().numpy()).sum()) for b in self.bits.values())
         return salient, sum(int(np.prod(shape)) for shape in self.shapes.values())
+
+    def only(self, names: Iterable[str]) -> Mask:
+        """The mask of those of `names` of which something is salient."""
+        bits = {name: self.bits[name] for name in names if name in self.bits and self.bits[name].any()}
+        return replace(self, bits=bits, shapes={name: self.shapes[name] for name in bits})
 
     def of(self, name: str) -> torch.Tensor | None:
         """The bool mask of one parameter, None if it is outside."""

@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from utils import adapters, checkpoint, engines, folders, models, state
+from utils import checkpoint, engines, folders, lora, models, state
 from utils.batches import Stream, loader
 from utils.data import Sample
 
@@ -139,10 +139,11 @@ class Trainer:
         )
 
     def _adapt(self, model: PreTrainedModel):
-        """The model with the adapters of --lora."""
+        """The model with the adapter of --lora, or with two under a mask."""
         if not self.args.lora:
             return model
-        return adapters.add_lora(model, models.lora_targets(model, self.args.lora_parts), self.args)
+        targets = models.lora_targets(model, self.args.lora_parts)
+        return lora.add_lora(model, targets, self.args, self.args.mask)
 
     def say(self, line: str) -> None:
         self.accelerator.print(line)
@@ -154,6 +155,13 @@ class Trainer:
         if mask is None:
             return None
         salient, named = mask.count()
+        if self.args.lora:
+            reached = mask.only(lora.adapted_layers(self.accelerator.unwrap_model(self.model))).count()[0]
+            self.say(
+                f"mask: the forget adapter reaches {reached:,} of {salient:,} salient weights"
+                f" ({100 * reached / salient:.1f} %): those of linear layers that get an adapter"
+            )
+            return mask
         total = sum(p.numel() for p in self.parameters.values())
         self.say(f"mask: forget steps may change {salient:,} of {named:,} weights named, {total:,} in all")
         if mask.rules.unlisted == "train":
@@ -234,7 +242,10 @@ class Trainer:
         from utils.masks import mask_gradients
         from utils.shards import local
 
-        acc = self.accelerator
+        acc, mask = self.accelerator, phase.mask
+        if self.args.lora and self.args.mask is not None:
+            lora.choose(self.parameters, forget=mask is not None)
+            mask = None  # it is in the forget adapter's forward
         total, count = torch.zeros((), device=acc.device), 0
         for k, (batch, counts) in enumerate(forwards):
             last = k == len(forwards) - 1
@@ -255,19 +266,19 @@ class Trainer:
         scale = acc.num_processes / count
         gradients = [local(p.grad) for p in self.parameters.values() if p.grad is not None]
         torch._foreach_mul_(gradients, scale)
-        clip_first = phase.mask is not None and phase.mask.rules.clip == "before_mask"
-        if phase.mask is not None and not clip_first:
-            mask_gradients(self.parameters, phase.mask)
+        clip_first = mask is not None and mask.rules.clip == "before_mask"
+        if mask is not None and not clip_first:
+            mask_gradients(self.parameters, mask)
         limit = (self.args.max_grad_norm if phase.clip else 0) or float("inf")
         norm = float(acc.clip_grad_norm_(self.parameters.values(), limit))
         if not math.isfinite(norm):
             self._diverged(phase, forwards, number, norm)
         if clip_first:
-            mask_gradients(self.parameters, phase.mask)
+            mask_gradients(self.parameters, mask)
         if not self.args.lora:
             self.update.note_gradients(self.parameters)
-        if phase.mask is not None and phase.mask.rules.masked_weights == "keep":
-            bits = phase.mask.bits
+        if mask is not None and mask.rules.masked_weights == "keep":
+            bits = mask.bits
             self.optimizer.optimizer.step({p: bits[n] for n, p in self.parameters.items() if n in bits})
         else:
             self.optimizer.step()
@@ -299,13 +310,16 @@ class Trainer:
         # what each process holds of a cut weight is a part
         weights = whole_weights(model, state, keep=acc.is_main_process) if acc.is_fsdp2 else None
         if acc.is_main_process:
-            adapted = self._exact(model, state) if weights is None else self._assembled(model, weights)
-            model = self._merged(adapted) if self.args.lora else adapted
-            self._report(dict(model.named_parameters()))
+            if weights is not None:
+                model = self._assembled(model, weights)
+            elif not self.args.lora:
+                model = self._exact(model, state)
+            whole = self._merged(model) if self.args.lora else model
+            self._report(dict(whole.named_parameters()))
             if self.args.merge:
-                model.to(self.save_dtype).save_pretrained(self.partial)
+                whole.to(self.save_dtype).save_pretrained(self.partial)
             else:
-                adapters.save_adapter(adapted, self.vanilla, self.partial, self.save_dtype)
+                lora.save_adapter(model, self.vanilla, self.partial, self.save_dtype)
             self.processor.save_pretrained(self.partial)
             self.manifest |= {"final_losses": self.losses, **checkpoint.cost(self.started)}
             checkpoint.write_json(self.partial / "run.json", self.manifest)
@@ -336,9 +350,9 @@ class Trainer:
 
         model = models.load_model(self.vanilla, "fp32", self.args.attn)
         weights = dict(model.named_parameters())
-        changing = {name: weights[name] for name in adapters.adapted_layers(adapted)}
+        changing = {name: weights[name] for name in lora.adapted_layers(adapted)}
         self.update = UpdateSample(changing, whole=True)
-        adapters.merge(adapted, model)
+        lora.merge(adapted, model)
         return model
 
     def _report(self, exact: dict[str, torch.Tensor]) -> None:
