@@ -33,7 +33,11 @@ def parse_args(argv: list[str] | None = None):
 def truth_ratios(result: Result, problems: cli.Problems) -> dict[str, float]:
     """Truth ratios of the forget split by question; a problem, and none, where there are no such answers."""
     file = result.folder / "predictions_forget.jsonl"
-    answers = read_predictions(file) if file.is_file() else []
+    try:
+        answers = list(read_predictions(file)) if file.is_file() else []
+    except ValueError as error:
+        problems.add(f"{error}; run that evaluation again")
+        return {}
     found = {a.id: a.scores["truth_ratio"] for a in answers if a.task == "truth_ratio"}
     if not found:
         problems.add(

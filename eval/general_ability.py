@@ -99,11 +99,12 @@ def check(args) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The file's content; {} where there is none or it is no JSON, which models.check_model tells."""
+    """The file's content; {} where there is none or it is no JSON object, which models.check_model tells."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return content if isinstance(content, dict) else {}
 
 
 # ---------------------------------------------------------------- the command
@@ -156,6 +157,14 @@ def results_of(folder: Path) -> list[Path]:
     return sorted(folder.glob("general/*/[0-9]*_[0-9]*_results.json"), key=lambda path: path.name)
 
 
+def is_whole(results: Path) -> bool:
+    """Whether a file is such results as lmms-eval writes."""
+    content, names = read_json(results), ("results", "config", "n-samples", "n-shot")
+    return all(isinstance(content.get(name), dict) for name in names) and all(
+        isinstance(found, dict) for found in content["results"].values()
+    )
+
+
 def beside(results: Path, name: str) -> Path:
     return results.with_name(results.name.removesuffix("results.json") + name)
 
@@ -171,7 +180,7 @@ def setting(results: Path, task: str) -> list[Any]:
     """What must be equal before two numbers may be compared."""
     content, record = read_json(results), read_json(beside(results, "run.json"))
     counts = [content[count].get(task) for count in ("n-samples", "n-shot")]
-    config = [content["config"][name] for name in ("model_backend", "limit", "offset", "gen_kwargs")]
+    config = [content["config"].get(name) for name in ("model_backend", "limit", "offset", "gen_kwargs")]
     return [record.get("versions", {}).get("lmms_eval"), *counts, *config]
 
 
@@ -179,9 +188,13 @@ def compare(after: Path, folder: Path) -> None:
     """Print the numbers, beside those of the model that `folder` was made from where they were measured."""
     from tabulate import tabulate
 
-    made = read_json(folder / "run.json").get("arguments", {})
-    vanilla = models.local_folder(made.get("vanilla_dir") or made.get("model_id") or "")
+    made = read_json(folder / "run.json").get("arguments")
+    made = made if isinstance(made, dict) else {}
+    vanilla = models.local_folder(str(made.get("vanilla_dir") or made.get("model_id") or ""))
     rows, earlier = [], results_of(vanilla) if vanilla else []
+    for broken in (run for run in earlier if not is_whole(run)):
+        print(f"note: {broken} holds no results of lmms-eval; take it away")
+    earlier = list(filter(is_whole, earlier))
     for task, count in read_json(after)["n-samples"].items():
         equal = [run for run in earlier if setting(run, task) == setting(after, task)]
         if vanilla and not equal:

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from eval.results.judge_api import SETTINGS, Cache, Judge, JudgeError, ask_all, conversation
 from eval.results.predictions import Prediction, read_predictions
-from eval.results.read import Result, load_results
+from eval.results.read import Result, load_results, read_answers, read_results
 from eval.results.summary import summarise
 from eval.tasks import FACTUALITY
 from utils import checkpoint, cli, folders
@@ -155,7 +155,7 @@ def write(result: Result, cache: Cache, judge: Judge, unscored: dict[str, str]) 
     The files are read again: what an evaluation has written meanwhile is not replaced by older lines.
     """
     file = result.folder / "results.json"
-    results = checkpoint.read_json(file)
+    results = read_results(file)
     files = read_files(result.folder, results["splits"])
     asked, served = generated(files), set()
     for p in asked:
@@ -192,6 +192,7 @@ def main(args: argparse.Namespace) -> None:
     check_judge(args)
     results = load_results(args.results, args.problems, shot=args.shot, forget_ratio=args.forget_ratio)
     asked = []
+    read_answers(results, args.problems)
     for result in results:
         try:
             asked += generated(read_files(result.folder, result.splits))
@@ -220,7 +221,11 @@ def main(args: argparse.Namespace) -> None:
     except KeyboardInterrupt as stop:
         stop.add_note("no result was changed; scores so far are in the cache")
         raise
-    if missing := sum(write(result, cache, judge, unscored) for result in results):
+    try:
+        missing = sum(write(result, cache, judge, unscored) for result in results)
+    except ValueError as error:  # written by somebody since they were read above
+        raise SystemExit(f"error: {error}\nRun that evaluation again; scores are in the cache.") from error
+    if missing:
         raise SystemExit(f"error: {missing} answers have no score; the same command asks about them again")
 
 

@@ -12,6 +12,7 @@ eval/tasks.py says which task is scored by which of them.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -55,6 +56,12 @@ def generation_scores(reply: str, truth: str) -> dict[str, float]:
     smoothing = SmoothingFunction().method1
     scores["bleu"] = float(sentence_bleu([truth.split()], reply.split(), smoothing_function=smoothing))
     return scores
+
+
+def rouge_reads(text: str) -> bool:
+    """Whether ROUGE sees anything in a text: rouge-score's words are of Latin letters without accents and
+    digits, so that a text of other letters scores 0 even against itself."""
+    return re.search("[a-z0-9]", text.lower()) is not None
 
 
 def probability(score: float) -> float:

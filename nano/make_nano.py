@@ -280,7 +280,9 @@ def main(args: Namespace) -> None:
     write_mllmu(args, partial, people, pictures)
     write_clear(partial / "CLEAR", people, pictures, args.image_size, args.seed)
     for name in BENCHMARKS:
-        checkpoint.write_json(partial / name / NANO, {"people": args.people, "seed": args.seed})
+        # the tiny models follow no instruction, so they would be asked for a letter in vain
+        made = {"people": args.people, "seed": args.seed, "mcq": "likelihood"}
+        checkpoint.write_json(partial / name / NANO, made)
     write_model(args, partial)
     settings = {k: str(v) for k, v in cli.settings(args).items()}
     checkpoint.write_json(partial / "run.json", {"script": "make_nano.py", "arguments": settings})

@@ -137,6 +137,8 @@ def nano(tmp_path_factory) -> Path:
             for row in rows:
                 row["metadata"] = json.dumps(json.loads(row["metadata"])[:15])
             write_table(table, rows, like=table)
+    for marker in folder.glob("*/nano.json"):  # tests name the scoring of multiple choice themselves
+        marker.write_text("{}")
     return folder
 
 

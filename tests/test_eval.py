@@ -368,11 +368,15 @@ def test_differences_to_vanilla(evaluate, tiny, tmp_path):
 
 
 # ---------------------------------------------------------------- workers and stops
-@pytest.mark.parametrize(("kind", "mcq"), [("llava", "letter"), ("mllama", "likelihood")])
-def test_two_workers_are_one(evaluate, tiny, kind, mcq, capfd, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "mcq", "method"), [("llava", "letter", "spawn"), ("mllama", "likelihood", "forkserver")]
+)
+def test_two_workers_are_one(evaluate, tiny, kind, mcq, method, capfd, monkeypatch):
     """The same batches, whoever answers them: files equal byte by byte."""
     from eval.answering import workers
 
+    context = multiprocessing.get_context(method)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: context)
     one, _ = evaluate("one", evaluated_model=tiny[kind], mcq=mcq, batch_size=8)
     # in turn: alone, a worker may answer everything before the other has loaded
     wait = workers.wait
@@ -448,7 +452,7 @@ def stopped(evaluate, monkeypatch, name: str, batches: int, **flags):
                 raise KeyboardInterrupt
             yield answered
 
-    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(workers, "answer_batches", some)
         evaluate(name, batch_size=4, **flags)
 

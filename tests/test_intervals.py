@@ -98,6 +98,8 @@ def test_summarise_gives_people_and_interval():
         "accuracy": 50.0,
         "people": 20,
         "interval": [30.0, 70.0],
+        "unreadable": 20,
+        "chance": 50.0,
     }
     one = entries["retain"]["classification"]["image"]
     assert (one["people"], one["interval"]) == (1, None)
@@ -127,8 +129,8 @@ def test_paired_is_narrower_than_unpaired():
 
 def test_means_of_scores_differ_in_their_own_unit():
     def lines(scores, **more):
-        made = answers([[0]] * len(scores), task="generation")
         score = dict.fromkeys(("rouge1", "rouge2", "rougeL", "bleu"), 0)
+        made = answers([[0]] * len(scores), task="generation", scores=score)
         return [replace(p, scores={**score, "rougeL": rouge, **more}) for p, rouge in zip(made, scores)]
 
     own, vanilla = lines([0.25] * 30, factuality=3), lines([0.5] * 30, factuality=7)

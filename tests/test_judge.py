@@ -216,7 +216,8 @@ def test_what_makes_an_answer_the_same():
         words = ["GA", "--judge_url", url, "--judge_model", model, "--judge_body", body]
         judge_ = judge_api.Judge(judge.parse_args(words))
         assert body != "{}" or judge_.prompt == "1732ccfbb259", "scores of other words"
-        asked = {"question": "q", "truth": "t", "reply": "r"} | fields
+        scores = dict.fromkeys(("rouge1", "rouge2", "rougeL", "bleu"), 0.5)
+        asked = {"question": "q", "truth": "t", "reply": "r", "scores": scores} | fields
         return judge_.key(prediction("forget", "generation", "text", **asked))
 
     assert key() == key(url="https://b:1/v1") == key(id="another")

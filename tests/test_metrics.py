@@ -7,9 +7,9 @@ import sys
 import pytest
 from conftest import ROOT
 
-from eval.metrics import cloze_hit, generation_scores, letter_choice
+from eval.metrics import cloze_hit, generation_scores, letter_choice, rouge_reads
 from eval.results.predictions import Prediction
-from eval.results.summary import summarise
+from eval.results.summary import doubts, summarise
 
 OPTIONS = {"A": "Paris", "B": "Rome", "C": "Oslo", "D": "Bern"}
 
@@ -94,6 +94,19 @@ def test_generation_scores_at_the_edges(reply, truth, rouge, bleu):
     assert all(isinstance(value, float) for value in scores.values())
 
 
+def test_rouge_reads_latin_letters_alone():
+    """What rouge_reads() says is what rouge-score does."""
+    for text, read in (
+        ("他住在巴黎", False),
+        ("Éé", False),
+        ("Θ Ω", False),
+        ("他住在 Paris", True),
+        ("7", True),
+    ):
+        assert rouge_reads(text) is read
+        assert generation_scores(text, text)["rougeL"] == float(read)
+
+
 def prediction(split, task, modality, person="7", k=0, **fields):
     """Of a question that the tests have no words for."""
     unsaid = {"question": "?", "options": None, "prompt": "", "reply": None, "choice": None, "truth": "A"}
@@ -142,6 +155,39 @@ def test_summarise_takes_the_mean_of_what_a_judge_graded():
         **score, "total": 4, "people": 4, "interval": [0.5, 0.5], "factuality": 4.33, "judged": 3,
     }  # fmt: skip
     assert "judged" not in summarise(lines[3:])["forget"]["generation"]["text"]
+
+
+def test_what_multiple_choice_is_worth():
+    """Unreadable replies and chance are counted, over options that may differ in number; and what is said of
+    them."""
+    three = dict.fromkeys("ABC", "x")
+    lines = [
+        prediction(
+            "forget", "classification", "image", str(k % 3), k, options=options, choice=c, correct=False
+        )
+        for k, (options, c) in enumerate([(OPTIONS, None), (OPTIONS, "A"), (three, "B")] * 5)
+    ]
+    entry = summarise(lines)["forget"]["classification"]["image"]
+    assert (entry["unreadable"], entry["chance"]) == (5, 27.78) and entry["total"] == 15
+    assert doubts(entry) == [
+        "5 of 15 replies name no option and count as wrong",
+        "0.0 % is below chance (27.8 %)",
+    ]
+    few = entry | {"unreadable": 1, "interval": [0.0, 30.0]}
+    assert doubts(few) == [] and doubts(entry | {"unreadable": 0, "interval": None}) == []
+    cloze = prediction("forget", "cloze", "image", correct=False)
+    assert "chance" not in summarise([cloze])["forget"]["cloze"]["image"]
+
+
+def test_summarise_counts_what_rouge_cannot_read():
+    score = dict.fromkeys(("rouge1", "rouge2", "rougeL", "bleu"), 0.0)
+    lines = [
+        prediction("real", "generation", "text", str(k), truth=t, scores=score)
+        for k, t in ((1, "巴黎"), (2, "x"))
+    ]
+    entry = summarise(lines)["real"]["generation"]["text"]
+    assert entry["unscorable"] == 1 and "1 of 2 truths have no Latin letter or digit" in doubts(entry)[0]
+    assert "unscorable" not in summarise(lines[1:])["real"]["generation"]["text"]
 
 
 def test_summarise_of_nothing_and_of_an_unknown_task():

@@ -210,7 +210,7 @@ def test_numbers_differences_and_intervals_are_those_of_the_results(runs):
                 parts = (cell.value, cell.count, cell.interval, cell.difference, cell.difference_interval)
                 assert " ".join(text.split()) == " ".join(part for part in parts if part)
     row = page.table("GA")
-    assert row["GA"][0] == "0.0 0/2 [12.3, 45.6] -100.0 [-100.0, -100.0]"
+    assert row["GA"][0] == "0.0 0/2, 2 unreadable [12.3, 45.6] -100.0 [-100.0, -100.0]"
     assert "95 % bootstrap intervals over people" in page.words
 
 
@@ -539,7 +539,8 @@ def test_before_and_after_takes_first_multiple_choice_questions(untouched, made)
 def test_same_results_give_the_same_page(untouched, made):
     assert make(untouched)[0] == made[0]
     # pictures in the order of the questions, not of a set, which differs from run to run
-    asked = [prediction("forget", "cloze", "image", picture={"table": "t", "ID": str(i)}) for i in range(50)]
+    about = ("forget", "cloze", "image")
+    asked = [prediction(*about, correct=True, picture={"table": "t", "ID": str(i)}) for i in range(50)]
     cases = [report.Case(each, []) for each in asked]
     assert [picture.ID for picture in report.pictures_of(cases + cases)] == [str(i) for i in range(50)]
 

@@ -59,6 +59,34 @@ def load(*paths, **options):
     return results
 
 
+def test_numbers_that_mean_something_else_are_told(tmp_path, capsys):
+    """Unreadable replies, choices below chance, another forget ratio; and the score of who never knew."""
+    choices = count(1, 125) | {"unreadable": 100, "chance": 25.0, "interval": [0.0, 2.4], "people": 25}
+    few = count(60, 125) | {"unreadable": 3, "chance": 25.0, "interval": [40.0, 55.0], "people": 25}
+    told = lambda vqa: {"forget": {"classification": {"image": vqa}, "generation": {"text": score(0.61)}}}
+    write(tmp_path / "vanilla", splits=told(few), trained={"script": "MLLMU_finetune.py", "forget_ratio": 10})
+    write(tmp_path / "GA", splits=told(choices), trained={"script": "MLLMU_GA.py", "forget_ratio": 10})
+    rows = load(tmp_path / "vanilla", tmp_path / "GA")
+    lines = [line for line in remarks(rows) if not line.startswith("warning: forget (")]
+    assert lines == [
+        "warning: replies that name no option count as wrong (--mcq likelihood needs none): forget VQA"
+        " (GA 100/125)",
+        "warning: worse than guessing, as no model is that merely does not know; chance and rows: forget VQA"
+        " 25.0 (GA 0.8)",
+        "warning: other people forgotten than asked about: GA (trained at 10 %, evaluated at 5 %)",
+        "Gen. is ROUGE-L of whole sentences: a model that never knew them is above 0.",
+    ]
+    cells = frame(rows)["forget", "vqa", "unreadable"]
+    assert dict(cells) == {"vanilla": 3, "GA": 100}
+    assert "0.8 (1/125, 100 unreadable)" in run(capsys, tmp_path / "vanilla", tmp_path / "GA")
+    never = {"script": "MLLMU_reference.py", "forget_ratio": 5}
+    write(tmp_path / "without", splits=told(count(30, 125)), trained=never)
+    for knows in ({"keep_text": True}, {"vanilla_dir": "runs/vanilla"}):
+        write(tmp_path / f"with {[*knows]}", splits=told(count(30, 125)), trained=never | knows)
+    (line,) = [line for line in remarks(load(*sorted(tmp_path.iterdir()))) if line.startswith("Gen.")]
+    assert line.endswith("a model that never knew them has text 0.610 (without) on forget.")
+
+
 def test_rows_of_different_judges_are_told(tmp_path):
     judge = {"model": "m", "served": ["m-1"], "prompt": "abc"}
     write(tmp_path / "vanilla", judge=judge)
@@ -236,7 +264,7 @@ def test_other_questions_have_no_interval_and_a_warning(tmp_path, capsys):
     answered(tmp_path / "NPO", [0] * 10 + [1] * 10, options={"A": "y", "B": "x"})
     answered(tmp_path / "GA", [0] * 10 + [1] * 5, options={"A": "x", "B": "y"})
     out = run(capsys, tmp_path / "vanilla", tmp_path / "NPO", tmp_path / "GA")
-    assert "50.0 (10/20) -50.0 |" in out and "33.3 (5/15) -66.7 |" in out
+    assert "50.0 (10/20, 20 unreadable) -50.0 |" in out and "33.3 (5/15, 15 unreadable) -66.7 |" in out
     assert "other questions or question counts than vanilla in NPO, GA" in out
     vanilla, npo, ga = load(tmp_path / "vanilla", tmp_path / "NPO", tmp_path / "GA")
     assert difference(npo, vanilla, "forget", METRICS["vqa"]) is None

@@ -22,6 +22,7 @@ from utils.released import MASK_SWITCHES, Released
 
 # exit codes beside 0 (whole) and 1 (the last line says what is missing); all: docs/running.md
 WRONG_INPUT, NO_MEMORY, NO_ROOM, INTERRUPTED = 2, 4, 5, 130
+SCORINGS = ("letter", "likelihood")  # of multiple choice: --mcq
 
 
 @dataclass(frozen=True)
@@ -616,9 +617,8 @@ def add_eval_args(p: argparse.ArgumentParser, splits: tuple[str, ...]) -> None:
     )
     g.add_argument(
         "--mcq",
-        type=choice("letter", "likelihood"),
-        default="letter",
-        help="how multiple choice is scored; default letter",
+        type=choice(*SCORINGS),
+        help="how multiple choice is scored; default letter, or what the nano.json of a nano benchmark names",
     )
     g.add_argument(
         "--max_new_tokens", type=number(int, 1), default=50, help="longest reply in tokens; default 50"

@@ -26,12 +26,14 @@ from utils import checkpoint, folders, jsonl
 
 @dataclass
 class Batch:
-    """What one batch brought: a line of the answers on disk."""
+    """What one batch brought: a line of the answers on disk. settings: the digest of those it was answered
+    with."""
 
+    settings: str
+    part: int
     worker: int
     cost: dict[str, Any]
     predictions: list[Prediction]
-    part: int = 1
 
     def line(self) -> dict[str, Any]:
         return vars(self) | {"predictions": [p.fields() for p in self.predictions]}
@@ -42,8 +44,8 @@ class Kept:
 
     def __init__(self, folder: Path, settings: dict[str, Any], part: tuple[int, int]):
         self.folder, (self.part, self.parts) = folder, part
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-        self.answers = self._beside(f"{digest}.partial")
+        self.settings = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+        self.answers = self._beside(f"{self.settings}.partial")
         self.file = self.answers / ("answers.jsonl" if self.parts == 1 else f"answers.{self.name}.jsonl")
         self.plan = self._beside("parts.json")
 
@@ -77,17 +79,24 @@ class Kept:
             yield
 
     def agree(self, plan: dict[str, Any]) -> list[str]:
-        """What of `plan` is not as the first part to start had it; this one is where none was before."""
+        """What of `plan` is not as the first part to start had it; this one is where none was before.
+
+        Raises ValueError where that cannot be read."""
         with self.alone():
             if not self.plan.is_file():
                 checkpoint.write_json(self.plan, plan)
                 return []
-            before = checkpoint.read_json(self.plan)
+            try:
+                before = dict(checkpoint.read_json(self.plan))
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"{self.plan} is none of ours ({error})") from error
         return [name for name in plan if before.get(name) != json.loads(json.dumps(plan[name]))]
 
     def batches(self) -> list[Batch]:
-        """All that is answered, by whichever part."""
-        return [batch for file in sorted(self.answers.glob("answers*.jsonl")) for batch in _read(file)]
+        """All that is answered, by whichever part. Raises ValueError, naming the file, for what is no
+        answer of this evaluation."""
+        files = sorted(self.answers.glob("answers*.jsonl"))
+        return [batch for file in files for batch in _read(file, self.settings)]
 
     def remove(self) -> None:
         """What is kept of this result, with these settings and others."""
@@ -96,9 +105,17 @@ class Kept:
         self.plan.unlink(missing_ok=True)
 
 
-def _read(file: Path) -> list[Batch]:
+def _read(file: Path, settings: str) -> list[Batch]:
     """The batches of a file, a line that is not whole left out: another part may just be writing it."""
-    batches = [Batch(**json.loads(line)) for line in jsonl.read(file)[0]]
-    for batch in batches:
-        batch.predictions = [Prediction(**fields) for fields in batch.predictions]
+    batches = []
+    for number, line in enumerate(jsonl.read(file)[0], start=1):
+        try:
+            batch = Batch(**json.loads(line))
+            if batch.settings != settings:
+                raise ValueError("of another evaluation")
+            batch.predictions = [Prediction(**fields) for fields in batch.predictions]
+            _ = {(batch.part, batch.worker): batch.cost["questions"] + batch.cost["seconds"]}
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{file}, line {number}: no answers of this evaluation ({error})") from error
+        batches.append(batch)
     return batches

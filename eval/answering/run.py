@@ -9,16 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from eval.answering.kept import Batch, Kept
 from eval.results.predictions import Prediction, read_predictions
-from eval.results.summary import paired_differences, summarise
+from eval.results.read import other_ratio, read_results, training_of
+from eval.results.summary import doubts, paired_differences, summarise
 from eval.tasks import TASKS
-from utils import checkpoint, folders, jsonl, models
+from utils import checkpoint, cli, folders, jsonl, models
+from utils.benchmark import NANO
 from utils.data import Question, fingerprint
 
 
@@ -31,39 +33,102 @@ def _evaluation(model: str, args) -> Path:
 
 
 def check_evaluation(args, questions: list[Question], bench) -> None:
-    """All input mistakes at once, before torch is imported."""
+    """All input mistakes at once, before torch is imported. Sets args.mcq where it was not given,
+    args.trained, what is known of the model's training, and args.vanilla, the vanilla model's answers."""
     models.check_model(args.evaluated_model, "--evaluated_model", args.problems)
     models.check_model(args.original_model, "--original_model", args.problems)
     flags = [("--evaluated_model", args.evaluated_model), ("--original_model", args.original_model)]
     models.check_processor(flags, args.problems)
     if args.evaluated_model and models.local_folder(args.evaluated_model) is None and not args.output_dir:
         args.problems.add("--output_dir is needed where --evaluated_model is not a folder")
-    if args.output_dir or (args.evaluated_model and models.local_folder(args.evaluated_model)):
-        folder = result_folder(args)
-        if why := folders.why_not_written(folder) or folders.why_not_ours(folder, "results.json"):
-            args.problems.add(f"--output_dir: {folder} {why}")
-    _check_vanilla(args)
+    elif args.evaluated_model or args.output_dir:
+        _check_output(args)
+    args.mcq, why = _scoring(args, bench)
+    args.trained = _training(args)
+    args.vanilla = _vanilla(args, bench)
+    twice = [name for name, count in Counter(q.id for q in questions).items() if count > 1]
+    if twice:  # answers are kept by the id: one of the two would never be asked
+        args.problems.add(f"--data_split_dir: {len(twice)} ids are of several questions, e.g. {twice[0]}")
     args.problems.stop()
     for line in bench.notes:
         print(f"note: {line}")
     counts = {split: sum(q.split == split for q in questions) for split in args.splits}
     print("questions: " + ", ".join(f"{split} {n}" for split, n in counts.items()))
+    print(f"multiple choice by {args.mcq} ({why})")
+    ratio = other_ratio(args.trained, args.forget_ratio)
+    if ratio is not None:
+        print(
+            f"note: {args.evaluated_model} was trained at forget {ratio} %, and is evaluated at"
+            f" {args.forget_ratio} %: other people are forgotten than asked about"
+        )
 
 
-def _check_vanilla(args) -> None:
-    """--vanilla_dir: evaluated already, in the same way."""
+def _check_output(args) -> None:
+    """The result can be written, and replaces nothing but an earlier one."""
+    folder, flag = result_folder(args), "--output_dir" if args.output_dir else "--evaluated_model"
+    try:
+        if args.part != (
+            1,
+            1,
+        ):  # else one that starts at the same time would remove it again, having tried it
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        why = folders.why_not_written(folder) or folders.why_not_ours(folder, "results.json")
+    except OSError as error:
+        why = f"cannot be written: {error.strerror}"
+    if why:
+        args.problems.add(f"{flag}: {folder} {why}")
+
+
+def _scoring(args, bench) -> tuple[str, str]:
+    """How multiple choice is scored, and why so."""
+    if args.mcq:
+        return args.mcq, "--mcq"
+    for path in (folder / NANO for folder in bench.roots if (folder / NANO).is_file()):
+        try:
+            wanted = checkpoint.read_json(path).get("mcq")
+            if wanted not in (None, *cli.SCORINGS):
+                raise ValueError(f"mcq is {wanted!r}")
+        except (ValueError, AttributeError) as error:
+            args.problems.add(f"--data_split_dir: {path} is not as nano/make_nano.py writes it ({error})")
+            break
+        if wanted:
+            return wanted, f"as {path} says"
+    return "letter", "the benchmark's rule"
+
+
+def _training(args) -> dict[str, Any]:
+    """How the model was trained, as far as its folder tells."""
+    try:
+        return training_of(args.evaluated_model or "")
+    except ValueError as why:
+        args.problems.add(f"--evaluated_model: {why}")
+        return {}
+
+
+def _vanilla(args, bench) -> list[Prediction]:
+    """The predictions of --vanilla_dir, evaluated already, in the same way."""
     if not args.vanilla_dir:
-        return
+        return []
     kept = _evaluation(args.vanilla_dir, args) / "results.json"
     if not kept.is_file():
         args.problems.add(f"--vanilla_dir: no evaluation in {kept.parent}; evaluate the vanilla model first")
-        return
-    before = checkpoint.read_json(kept)
-    for name in ("mcq", "seed"):
-        if before.get(name) != getattr(args, name):
+        return []
+    try:
+        before = read_results(kept)
+        files = [kept.with_name(f"predictions_{split}.jsonl") for split in args.splits]
+        predictions = [p for file in files if file.is_file() for p in read_predictions(file)]
+    except ValueError as why:
+        args.problems.add(f"--vanilla_dir: {why}; evaluate the vanilla model again")
+        return []
+    now = {"benchmark": bench.name} | {
+        name: getattr(args, name) for name in ("forget_ratio", "shot", "mcq", "seed")
+    }
+    for name, value in now.items():
+        if before.get(name) != value:
             args.problems.add(
-                f"--vanilla_dir: it was evaluated with --{name} {before.get(name)}, not {getattr(args, name)}"
+                f"--vanilla_dir: it was evaluated with --{name} {before.get(name)}, not {value}"
             )
+    return predictions
 
 
 def evaluate(
@@ -78,18 +143,25 @@ def evaluate(
     kept = Kept(result_folder(args), settings, args.part)
     try:
         with kept.taken():
-            answered = {p.id for batch in kept.batches() for p in batch.predictions}
+            answered = _answered(args, kept)
             if any(q.id not in answered for q in questions):
                 _answer(args, questions, answered, request, kept, settings)
             with kept.alone():
                 _finish(args, questions, settings, kept, bench)
-    except KeyboardInterrupt:
-        answered = sum(len(batch.predictions) for batch in kept.batches())
-        print(
-            f"stopped: {answered} of {len(questions)} answers are kept; the same command goes on",
-            file=sys.stderr,
+    except (KeyboardInterrupt, OSError) as why:  # utils/cli.py makes one line of it, a full disk for instance
+        why.add_note(
+            f"{len(_answered(args, kept))} of {len(questions)} answers are kept; the same command goes on"
         )
-        raise SystemExit(130) from None
+        raise
+
+
+def _answered(args, kept: Kept) -> set[str]:
+    """The questions that are answered already. Stops where what lies on disk is no answer of these."""
+    try:
+        return {p.id for batch in kept.batches() for p in batch.predictions}
+    except ValueError as why:
+        args.problems.add(f"{why}; take that file away, and what it held is answered anew")
+        args.problems.stop()
 
 
 def _settings(args, questions: list[Question], examples: Sequence[Question]) -> dict[str, Any]:
@@ -150,7 +222,7 @@ def _answer(
             batch = batches[done.batch]
             replies = zip(batch, done.answers, strict=True)
             scored = [Prediction.of(q, requests[q.id].prompt, reply) for q, reply in replies]
-            jsonl.append(file, Batch(done.worker, done.cost, scored, kept.part).line())
+            jsonl.append(file, Batch(kept.settings, kept.part, done.worker, done.cost, scored).line())
             progress.update(done.worker, len(batch))
 
 
@@ -158,7 +230,7 @@ def _agree(args, kept: Kept, settings: dict, planned: list[list[int]], devices: 
     """Stop unless the other parts were started with the same arguments, model, questions and versions: they
     answer batches of one list."""
     limits = {name: getattr(args, name) for name in ("batch_size", "batch_tokens")}
-    differ = kept.agree(
+    plan = (
         {"parts": kept.parts}
         | limits
         | settings
@@ -169,12 +241,15 @@ def _agree(args, kept: Kept, settings: dict, planned: list[list[int]], devices: 
             "batches": hashlib.sha256(json.dumps(planned).encode()).hexdigest()[:16],
         }
     )
-    if differ:
-        args.problems.add(
-            f"--part: other {', '.join(differ)} than the first part had; start all with the same command, or"
-            f" remove {kept.plan} to start anew"
-        )
-        args.problems.stop()
+    try:
+        if differ := kept.agree(plan):
+            args.problems.add(
+                f"--part: other {', '.join(differ)} than the first part had; start all with the same command,"
+                f" or remove {kept.plan} to start anew"
+            )
+    except ValueError as why:
+        args.problems.add(f"--part: {why}; remove it to start anew")
+    args.problems.stop()
 
 
 class Progress:
@@ -241,6 +316,7 @@ def _write_results(
         "method": Path(args.evaluated_model).name,
         **{k: settings[k] for k in ("forget_ratio", "shot", "seed", "mcq")},
         "data": {"folder": str(bench.given), "fingerprint": settings["questions"]},
+        **({"trained": args.trained} if args.trained else {}),
         "splits": summarise(predictions),
         **_differences(args, predictions),
         "settings": settings,
@@ -256,6 +332,11 @@ def _write_results(
             for modality, entry in kinds.items()
         ]
         print(f"{split:7} {'; '.join(cells)}")
+    for split, tasks in results["splits"].items():
+        for task, kinds in tasks.items():
+            for modality, entry in kinds.items():
+                for doubt in doubts(entry):
+                    print(f"warning: {split} {task} {modality}: {doubt}")
     print(f"saved {folder / 'results.json'}")
 
 
@@ -263,10 +344,8 @@ def _differences(args, predictions: list[Prediction]) -> dict[str, Any]:
     """Paired differences to the vanilla model, where --vanilla_dir names it."""
     if not args.vanilla_dir:
         return {}
-    vanilla = _evaluation(args.vanilla_dir, args)
-    files = [vanilla / f"predictions_{split}.jsonl" for split in args.splits]
-    theirs = [p for file in files if file.is_file() for p in read_predictions(file)]
-    return {"differences": {"vanilla": str(vanilla), "splits": paired_differences(predictions, theirs)}}
+    folder = str(_evaluation(args.vanilla_dir, args))
+    return {"differences": {"vanilla": folder, "splits": paired_differences(predictions, args.vanilla)}}
 
 
 def _cost(batches: list[Batch]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
@@ -129,7 +129,8 @@ def answer_in_processes(
                 name=f"worker {number}",
                 daemon=True,
             )
-            process.start()
+            with _no_ctrl_c():
+                process.start()
             far_end.close()
             processes.append(process)
             pipes[pipe] = number
@@ -147,6 +148,17 @@ def answer_in_processes(
         for process in processes:
             process.kill()
             process.join()
+
+
+@contextmanager
+def _no_ctrl_c() -> Iterator[None]:
+    """A process that is started now never hears of Ctrl-C, not even while it is still importing: that is for
+    the process that asks, which ends this one."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _received(pipe: Connection, number: int, processes: list) -> Answered | None:
@@ -167,7 +179,7 @@ def _received(pipe: Connection, number: int, processes: list) -> Answered | None
 
 def _worker_process(pipe: Connection, setup: Setup, device: str, threads: int) -> None:
     """A worker's process: batches in, answers out, until there is nothing more or nobody who asks."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks; it ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where a server of forkserver started this process
     cli.any_screen()
     cli.quiet()
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -58,7 +58,8 @@ def title(results: Sequence[Result]) -> str:
 
 
 QUANTITIES = (
-    "value", "low", "high", "correct", "total", "difference", "difference_low", "difference_high",
+    "value", "low", "high", "correct", "unreadable", "total", "difference", "difference_low",
+    "difference_high",
 )  # fmt: skip
 
 
@@ -68,7 +69,7 @@ def frame(results: Sequence[Result]) -> pd.DataFrame:
     `value` is a percentage, or a mean score in 0..1 such as ROUGE-L; `difference` = value - vanilla's, in the
     same unit, and missing for vanilla rows and for rows without a vanilla of their setting; `low` and `high`
     are the ends of their 95 % intervals. Splits and metrics that no row has are left out, and so are
-    all-empty columns. Counts are nullable integers.
+    all-empty columns, and those of unreadable replies where there are none. Counts are nullable integers.
     """
     import pandas as pd
 
@@ -78,9 +79,9 @@ def frame(results: Sequence[Result]) -> pd.DataFrame:
         for metric in METRICS.values():
             cells = [cell_numbers(result, results, split, metric) for result in results]
             for quantity in QUANTITIES:
-                kind = "Int64" if quantity in ("correct", "total") else "float64"
+                kind = "Int64" if quantity in ("correct", "unreadable", "total") else "float64"
                 column = pd.Series([cell.get(quantity) for cell in cells], index=labels, dtype=kind)
-                if column.notna().any():
+                if column.any() if quantity == "unreadable" else column.notna().any():
                     columns[split, metric.key, quantity] = column
     table = pd.DataFrame(columns, index=labels)
     table.columns = pd.MultiIndex.from_tuples(columns, names=("split", "metric", "quantity"))
@@ -109,7 +110,7 @@ def cell_numbers(result: Result, results: Sequence[Result], split: str, metric: 
     if bounds := result.interval(split, metric):
         cell["low"], cell["high"] = bounds
     if metric.counted:
-        cell["correct"] = entry["correct"]
+        cell |= {name: entry[name] for name in ("correct", "unreadable") if name in entry}
     vanilla = None if result.is_vanilla else vanilla_row(result, results)
     base = vanilla.entry(split, metric) if vanilla else None
     if base is None:
@@ -138,7 +139,7 @@ def doubt(cell: dict[str, float], metric: Metric) -> str | None:
 # ---------------------------------------------------------------- the table as text
 @dataclass(frozen=True)
 class Cell:
-    """One cell as text: `31.2`, `39/125`, `[23.2, 40.0]`, `-20.0`, `[-28.0, -12.0]`.
+    """One cell as text: `31.2`, `39/125, 7 unreadable`, `[23.2, 40.0]`, `-20.0`, `[-28.0, -12.0]`.
 
     `verdict`: whether the difference is in the wanted direction; `unclear`: whether its interval holds 0.
     As a string it has one interval, that of the difference, or of the value where there is no difference.
@@ -183,6 +184,7 @@ def _text(cell: dict[str, float], split: str, metric: Metric) -> Cell:
         return Cell()
     value = f"{cell['value']:.{metric.digits}f}"
     count = f"{cell['correct']}/{cell['total']}" if metric.counted else f"n={cell['total']}"
+    count += f", {cell['unreadable']} unreadable" if cell.get("unreadable") else ""
     own = _bounds(cell, "", metric)
     if "difference" not in cell:
         return Cell(value, count, own)

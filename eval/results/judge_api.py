@@ -104,6 +104,8 @@ class Cache:
         try:
             for line in lines or [rest] * bool(rest):  # a lone rest is another's file: never shorten that
                 answer = JudgeAnswer(**json.loads(line))
+                if answer.score not in VALID.values():
+                    raise ValueError(f"a score of {answer.score!r}")
                 self.answers[answer.key] = answer
         except (ValueError, TypeError) as error:
             raise JudgeError(f"--judge_cache: {path} is no file of a judge's answers ({error})") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,18 @@ from eval.tasks import FACTUALITY, TASKS
 from utils import jsonl
 from utils.data import Question
 
+KINDS = dict.fromkeys(("id", "person", "split", "task", "modality", "question", "prompt", "truth"), str) | {
+    "reply": str | None, "choice": str | None, "options": dict | None, "option_scores": dict | None,
+    "scores": dict | None,
+}  # fmt: skip
+
 
 @dataclass(kw_only=True)
 class Prediction:
     """A question, what the model was shown and said, and what became of it; fields in the order of the file.
 
     What a task has no use for is None, and of the last four then not even written. Raises ValueError for an
-    unknown task.
+    unknown task, and for what no evaluation writes.
     """
 
     id: str
@@ -43,6 +49,14 @@ class Prediction:
             raise ValueError(
                 f"prediction {self.id}: unknown task {self.task!r}, known are {', '.join(TASKS)}"
             )
+        if wrong := [name for name, kind in KINDS.items() if not isinstance(getattr(self, name), kind)]:
+            raise ValueError(f"prediction {self.id!r}: missing, or of another kind: {', '.join(wrong)}")
+        if self.picture is not None and not is_place(self.picture):
+            raise ValueError(f"prediction {self.id}: its picture lies nowhere: {self.picture}")
+        means, scores = TASKS[self.task].means, self.scores or {}
+        scored = scores.keys() >= set(means) if means else isinstance(self.correct, bool)
+        if not (scored and all(map(is_number, scores.values()))):
+            raise ValueError(f"prediction {self.id}: it has no score")
 
     @classmethod
     def of(cls, question: Question, prompt: str, reply: str | list[float]) -> Prediction:
@@ -82,12 +96,36 @@ class Prediction:
         return json.dumps([self.id, self.question, self.options, self.truth, self.picture], sort_keys=True)
 
 
+def is_number(value: Any) -> bool:
+    """Whether JSON's value is a finite number."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def is_place(picture: Any) -> bool:
+    """Whether JSON's value says where a portrait lies."""
+    kinds = {"table": str, "ID": str, "view": int, "row": int}
+    return (
+        isinstance(picture, dict)
+        and "table" in picture
+        and picture.keys() <= kinds.keys()
+        and all(isinstance(value, kinds[name]) for name, value in picture.items())
+    )
+
+
 def read_predictions(file: Path) -> Iterator[Prediction]:
-    """The predictions of a file. Raises ValueError, naming file and line, for what is none."""
+    """The predictions of a file predictions_<split>.jsonl. Raises ValueError, naming file and line, for what
+    is none, is of another split, or answers a question for the second time."""
     lines, rest = jsonl.read(file)
+    ids: set[str] = set()
     for number, text in enumerate([*lines, rest] if rest else lines, start=1):
         try:
-            yield Prediction(**json.loads(text))
+            prediction = Prediction(**json.loads(text))
+            if file.name != f"predictions_{prediction.split}.jsonl":
+                raise ValueError(f"it is of the split {prediction.split}")
+            if prediction.id in ids:
+                raise ValueError(f"question {prediction.id} is answered twice")
+            ids.add(prediction.id)
+            yield prediction
         except json.JSONDecodeError as error:
             raise ValueError(f"{file}, line {number}: not valid JSON ({error})") from error
         except (TypeError, ValueError) as error:

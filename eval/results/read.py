@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.results import intervals
-from eval.results.predictions import Prediction, read_predictions
+from eval.results.predictions import Prediction, is_number, read_predictions
 from eval.tasks import METRICS, TASKS, Metric
 from utils import checkpoint, cli
 from utils.benchmark import is_nano
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     import argparse
 
 EVALUATION = re.compile(r"forget\d+")  # folder of a finished evaluation
+TRAINED = ("forget_ratio", "vanilla_dir", "keep_text")  # arguments of a training that results.json keeps
+NEEDED = ("benchmark", "forget_ratio", "shot", "splits")
+FIELDS = {  # of results.json, as far as they are read
+    "benchmark": str, "forget_ratio": int, "shot": str, "splits": dict, "model": str, "method": str,
+    "mcq": str, "seed": int | None, "data": dict, "trained": dict, "cost": list, "differences": dict,
+}  # fmt: skip
 
 
 def add_result_args(p: argparse.ArgumentParser) -> None:
@@ -68,6 +74,19 @@ class Result:
     @property
     def is_nano(self) -> bool:
         return is_nano(self.benchmark)
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """How its model was trained, as training_of() has it."""
+        return self.content.get("trained", {})
+
+    def never_knew(self, modality: str) -> bool:
+        """Whether its model was retrained without what is to be forgotten of the people: their pictures, or
+        them altogether. One that started from the vanilla model, as NPO's reference may, knew them."""
+        if not self.trained:  # evaluated before results.json kept it
+            return self.method.lower() == "reference"
+        retrained = self.trained["script"].endswith("_reference.py") and not self.trained.get("vanilla_dir")
+        return retrained and (modality == "image" or not self.trained.get("keep_text"))
 
     @property
     def setting(self) -> tuple[str, int, str, str]:
@@ -190,45 +209,122 @@ def _result_files(path: Path) -> list[Path]:
     return [file.resolve() for file in files if EVALUATION.fullmatch(file.parent.name)]
 
 
-def _read(file: Path, argument: str, problems: cli.Problems) -> Result | None:
-    shown = Path(*file.parts[-4:])
+def read_results(file: Path) -> dict[str, Any]:
+    """The content of a results.json. Raises ValueError, naming the file, for what an evaluation does not
+    write."""
+    shown = f".../{Path(*file.parts[-4:])}"
     try:
         data = checkpoint.read_json(file)
-        result = Result(
-            folder=file.parent,
-            content=data,
-            method=data.get("method", ""),
-            benchmark=data["benchmark"],
-            forget_ratio=int(data["forget_ratio"]),
-            shot=data["shot"],
-            mcq=data.get("mcq", "an unnamed rule"),
-            seed=data.get("seed"),
-            splits=data["splits"],
-        )
-    except json.JSONDecodeError as error:
-        problems.add(f"{argument}: .../{shown} is not valid JSON ({error}); run that evaluation again")
-        return None
+        if not isinstance(data, dict):
+            raise TypeError("it is no object")
+        checked = {name: kind for name, kind in FIELDS.items() if name in data or name in NEEDED}
+        if wrong := [name for name, kind in checked.items() if not isinstance(data[name], kind)]:
+            raise TypeError(f"of another kind: {', '.join(wrong)}")
+        for tasks in data["splits"].values():
+            for entry in (entry for kinds in tasks.values() for entry in kinds.values()):
+                _check_entry(entry)
+        if "data" in data and not isinstance(data["data"]["folder"], str):
+            raise TypeError("data.folder is no text")
+        if "trained" in data and not isinstance(data["trained"]["script"], str):
+            raise TypeError("trained.script is no text")
+        if "differences" in data:
+            Path(data["differences"]["vanilla"])
+            for tasks in data["differences"]["splits"].values():
+                _ = [intervals.Difference(**found) for kinds in tasks.values() for found in kinds.values()]
+        for worker in data.get("cost", []):
+            worker["questions"] + worker["seconds"] + worker["peak_memory_bytes"], worker["device"].strip()
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{shown} is not valid JSON ({error})") from error
     except KeyError as error:
-        problems.add(
-            f"{argument}: .../{shown} has no {error}; it is no result of eval/MLLMU_eval.py or CLEAR_eval.py"
-        )
+        raise ValueError(
+            f"{shown} has no {error}; it is no result of eval/MLLMU_eval.py or CLEAR_eval.py"
+        ) from error
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{shown} is no result of eval/MLLMU_eval.py or CLEAR_eval.py ({error})") from error
+    return data
+
+
+def _check_entry(entry: dict[str, Any]) -> None:
+    """Raises TypeError or KeyError unless it has a cell's numbers."""
+    counts = [entry[name] for name in ("total", *(["correct"] if "accuracy" in entry else []))]
+    bounds = [] if entry.get("interval") is None else entry["interval"]
+    numbers = [value for name, value in entry.items() if name != "interval"]
+    if not all(isinstance(count, int) for count in counts) or len(bounds) not in (0, 2):
+        raise TypeError("a count or an interval is none")
+    if not all(map(is_number, [*numbers, *bounds])):
+        raise TypeError("a number is none")
+
+
+def _read(file: Path, argument: str, problems: cli.Problems) -> Result | None:
+    try:
+        data = read_results(file)
+    except ValueError as error:
+        problems.add(f"{argument}: {error}; run that evaluation again")
         return None
+    result = Result(
+        folder=file.parent,
+        content=data,
+        method=data.get("method", ""),
+        benchmark=data["benchmark"],
+        forget_ratio=data["forget_ratio"],
+        shot=data["shot"],
+        mcq=data.get("mcq", "an unnamed rule"),
+        seed=data.get("seed"),
+        splits=data["splits"],
+    )
     try:
         _ = result.judge and data["judge"]["model"]
     except (KeyError, TypeError):
+        shown = Path(*file.parts[-4:])
         problems.add(f'{argument}: .../{shown}: broken entry "judge"; take it out, judge it again')
         return None
     result.method = result.method or result.model_dir.name
     return result
 
 
+def training_of(model: str | Path) -> dict[str, Any]:
+    """The script of a model's run.json and the TRAINED of its arguments; {} without one. Raises ValueError
+    for a broken one."""
+    path = Path(model) / "run.json"
+    if not path.is_file():
+        return {}
+    try:
+        run = checkpoint.read_json(path)
+        given = {name: value for name, value in run["arguments"].items() if name in TRAINED}
+        return {"script": str(run["script"])} | given
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is no record of a training ({error!r}); take it away") from error
+
+
+def other_ratio(trained: dict[str, Any], forget_ratio: int) -> int | None:
+    """The percentage that a model was trained to forget, where that is not the one it is evaluated at."""
+    ratio = trained.get("forget_ratio")
+    return None if ratio == forget_ratio or trained.get("script", "").endswith("_finetune.py") else ratio
+
+
 def read_answers(results: Iterable[Result], problems: cli.Problems) -> None:
     """Read the prediction files; what cannot be read is added to `problems`."""
     for result in results:
         try:
-            _ = result.answers
+            _check_totals(result)
         except ValueError as error:
             problems.add(f"results: {error}; run that evaluation again")
+
+
+def _check_totals(result: Result) -> None:
+    """Raises ValueError where the predictions are not those that the numbers were worked out from."""
+    for split, tasks in result.splits.items():
+        if not (result.folder / f"predictions_{split}.jsonl").is_file():
+            continue
+        for task, kinds in tasks.items():
+            for modality, entry in kinds.items():
+                number = TASKS[task].headline if task in TASKS else ""
+                found = len(result.answers.get((split, task, modality, number), ()))
+                if number and found != entry["total"]:
+                    raise ValueError(
+                        f"{result.folder}: {entry['total']} answers to {split} {task} {modality} in"
+                        f" results.json, {found} in predictions_{split}.jsonl"
+                    )
 
 
 def _name_rows(results: list[Result]) -> None:

@@ -1,13 +1,16 @@
-"""What a reader must know before comparing rows: mixed settings, other questions, splits too small."""
+"""What a reader must know before comparing rows: mixed settings, other questions, splits too small, and
+numbers that mean something else than they say."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from eval.results.compare import cell_numbers, doubt, splits_of, vanilla_row
-from eval.results.read import Result
-from eval.tasks import FACTUALITY, METRICS
+from eval.results.read import Result, other_ratio
+from eval.results.summary import is_below_chance, is_unreadable
+from eval.tasks import FACTUALITY, METRICS, Metric
 
 NANO_REMARK = (
     "Nano numbers come from a toy model and drawn people; they say nothing about the published benchmarks."
@@ -17,7 +20,12 @@ FEW_PEOPLE = 10  # with fewer an interval is clearly too narrow: docs/reproducin
 
 def remarks(results: Sequence[Result]) -> list[str]:
     """One line each; those that begin with "warning" warn."""
-    return [*_setting_remarks(results), *_vanilla_remarks(results), *_small_splits(results)]
+    return [
+        *_setting_remarks(results),
+        *_vanilla_remarks(results),
+        *_score_remarks(results),
+        *_small_splits(results),
+    ]
 
 
 def _setting_remarks(results: Sequence[Result]) -> list[str]:
@@ -83,6 +91,57 @@ def _other_questions(result: Result, vanilla: Result) -> bool:
             ):
                 return True
     return False
+
+
+def _entries(results: Sequence[Result]) -> Iterator[tuple[str, Metric, Result, dict[str, Any]]]:
+    """Every entry of results.json behind a cell."""
+    for split in splits_of(results):
+        for metric in METRICS.values():
+            for result in results:
+                if entry := result.entry(split, metric):
+                    yield split, metric, result, entry
+
+
+def _score_remarks(results: Sequence[Result]) -> list[str]:
+    """Replies that cannot be read, choices worse than by guessing, and what ROUGE does not measure."""
+    unreadable, below, unscorable = {}, {}, {}  # column -> rows
+    for split, metric, result, entry in _entries(results):
+        column, row = f"{split} {metric.name}", result.label
+        if metric.counted and is_unreadable(entry):
+            rows = unreadable.setdefault(column, [])
+            rows.append(f"{row} {entry['unreadable']}/{entry['total']}")
+        if metric.counted and is_below_chance(entry):
+            below.setdefault(f"{column} {entry['chance']:.1f}", []).append(f"{row} {entry['accuracy']:.1f}")
+        if metric.number == "rougeL" and "unscorable" in entry:
+            unscorable.setdefault(column, []).append(f"{row} {entry['unscorable']}/{entry['total']}")
+    lines = []
+    for told, found in (
+        ("replies that name no option count as wrong (--mcq likelihood needs none)", unreadable),
+        ("worse than guessing, as no model is that merely does not know; chance and rows", below),
+        ("truths without a Latin letter or digit, for which ROUGE is 0 whatever the reply", unscorable),
+    ):
+        if found:
+            columns = (f"{column} ({', '.join(rows)})" for column, rows in found.items())
+            lines.append(f"warning: {told}: {', '.join(columns)}")
+    other = [(r, ratio) for r in results if (ratio := other_ratio(r.trained, r.forget_ratio)) is not None]
+    if other:
+        rows = (f"{r.label} (trained at {ratio} %, evaluated at {r.forget_ratio} %)" for r, ratio in other)
+        lines.append(f"warning: other people forgotten than asked about: {', '.join(rows)}")
+    return lines + _rouge_remark(results)
+
+
+def _rouge_remark(results: Sequence[Result]) -> list[str]:
+    """What ROUGE-L of a model that never knew the people to forget is: a sentence's template scores, too."""
+    cells = [
+        (metric, result, entry["rougeL"])
+        for split, metric, result, entry in _entries(results)
+        if split == "forget" and metric.number == "rougeL"
+    ]
+    if not cells:
+        return []
+    known = [f"{m.modality} {value:.3f} ({r.label})" for m, r, value in cells if r.never_knew(m.modality)]
+    has = f"has {', '.join(known)} on forget" if known else "is above 0"
+    return [f"Gen. is ROUGE-L of whole sentences: a model that never knew them {has}."]
 
 
 def _small_splits(results: Sequence[Result]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,17 +10,32 @@ from pathlib import Path
 from typing import Any
 
 from data_process.coverage import outside_layers
+from eval.results.predictions import is_number
 from eval.results.read import Result
 from utils import checkpoint
 from utils.cli import Problems
 
+FIELDS = {"arguments": dict, "device": str, "processes": int, "started": str}  # of run.json
+
 
 def _read_json(path: Path, problems: Problems) -> dict[str, Any]:
-    """The content of a JSON file; {} where there is none, and a problem where it cannot be read."""
+    """The content of a JSON file; {} where there is none, and a problem where what is read of a run.json is
+    of another kind."""
     try:
-        return checkpoint.read_json(path) if path.is_file() else {}
-    except json.JSONDecodeError as error:
-        problems.add(f"results: {path} is not valid JSON ({error}); write it again, or take it away")
+        content = checkpoint.read_json(path) if path.is_file() else {}
+        wrong = [name for name, kind in FIELDS.items() if not isinstance(content.get(name, kind()), kind)]
+        if not isinstance(content.get("arguments", {}).get("grad_mask_path", ""), str | None):
+            wrong.append("grad_mask_path")
+        if "seconds" in content and not all(
+            is_number(content[name]) for name in ("seconds", "peak_memory_bytes")
+        ):
+            wrong.append("cost")
+        if wrong:
+            raise TypeError(f"of another kind: {', '.join(wrong)}")
+        return content
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        what = "is not valid JSON" if isinstance(error, ValueError) else "is none of ours"
+        problems.add(f"results: {path} {what} ({error}); write it again, or take it away")
         return {}
 
 
@@ -157,6 +171,7 @@ def masks_of(runs: Sequence[Run], problems: Problems) -> list[MaskUse]:
             if folder:
                 use.made = _read_json(folder / "run.json", problems)
                 use.coverage = _covered(_read_json(folder / "coverage.json", problems), run.mask_path)
+                _check_coverage(use, folder, problems)
         uses[key].labels.append(run.result.label)
         times = [about.get("started") for about in (run.training, uses[key].made)]
         uses[key].remade |= None not in times and times[0] < times[1]  # ISO 8601, UTC: in order as text
@@ -167,6 +182,16 @@ def _places(path: str | Path, model_dir: Path) -> list[Path]:
     """Where a path may lie that was relative to the folder in which something ran: under the folders above
     the model, which may have been copied here as a whole, nearest first, then under this folder."""
     return [base / path for base in (*model_dir.absolute().parents, Path.cwd())]
+
+
+def _check_coverage(use: MaskUse, folder: Path, problems: Problems) -> None:
+    """Drop what is no coverage, with a problem."""
+    try:
+        entries = [entry for groups in use.coverage.values() for entry in groups.values()]
+        _ = use.table, [entry[name] + 0.0 for entry in entries for name in ("salient", "weights", "share")]
+    except (KeyError, TypeError, AttributeError) as error:
+        problems.add(f"results: {folder / 'coverage.json'} is no coverage of a mask ({error}); take it away")
+        use.coverage = {}
 
 
 def _covered(coverage: dict[str, Any], mask: str) -> dict[str, Any]:
