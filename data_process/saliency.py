@@ -375,8 +375,7 @@ def _make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
 
     started, accelerator = time.monotonic(), engines.accelerator()
     name = args.vanilla_dir or args.model_id
-    processor = models.load_processor(name, args.model_id)
-    model = models.load_model(name, args.dtype, args.attn, processor)
+    model = models.load_model(name, args.dtype, args.attn, args.processor)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if accelerator.is_fsdp2:  # accelerate wants an optimizer with the model; it makes no step
@@ -392,7 +391,7 @@ def _make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
         + cut
     )
 
-    collator = Collator.of(args, processor, models.family_of(model))
+    collator = Collator.of(args, args.processor, models.family_of(model))
     with models.autocast(args.dtype):
         masks, seen = masks_of(model, collator, data, accelerator, args)
     manifest["answers"] = answers = certainty(args.saliency, seen, accelerator)

@@ -348,7 +348,7 @@ def test_gradient_checkpointing_works_in_the_pass(tiny, processors, monkeypatch)
             vanilla_dir=None, model_id=str(tiny["llava"]), dtype="fp32", attn="sdpa",
             gradient_checkpointing=on,
             blocks=1, saliency="ce", ans_only=True, batch_size=2, fisher="batch", threshold=1.0,
-            save_dir="x", seed=0, released=PAPER, defaults={},
+            save_dir="x", seed=0, released=PAPER, defaults={}, processor=processors["llava"],
         )  # fmt: skip
         one = [sample(picture=picture_cell())]
         saliency.make_masks(args, {"forget": one, "retain": one, "text": [sample()]}, "mllmu")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import adapters, cli, engines, folders, lora, models, state
+from utils import adapters, cli, engines, fitting, folders, lora, models, state
 from utils.data import Sample
 from utils.released import PAPER
 
@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 
 def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
-    """Stop with all mistakes, or say what is run, on what. Torch is imported for a mask, and for a family
-    outside the table, only. Sets args.mask, for Trainer.load_mask."""
+    """Stop with all mistakes, or say what is run, on what. Torch is imported for a mask and for a family
+    outside the table, and, when nothing was found, to ask the processor whether the data fit. Sets args.mask,
+    for Trainer.load_mask; leaves bad rows out of `data` with --skip_bad_rows."""
     engines.check(args.problems)
     for flag, name in args.models.items():
         models.check_model(name, flag, args.problems)
     start = [(flag, args.models[flag]) for flag in ("--vanilla_dir", "--model_id") if flag in args.models]
-    models.check_processor(start, args.problems)
+    notes = models.check_processor(start, args.problems)
+    trains = "restart" in args.defaults
     if cli.main_process():  # the launcher ends the others when this one ends
         inputs = [*args.models.items(), ("--grad_mask_path", args.grad_mask_path)]
         inputs += [("--data_split_dir", folder) for folder in (bench.given, *bench.roots)]
@@ -30,10 +32,9 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
             for flag, name in args.models.items()
             for base in adapters.lineage(name or "")[1:]
         ]
-        trains = "restart" in args.defaults
         folders.check_save_dir(args.save_dir, args.problems, inputs, trains)
         if args.save_dir and trains:
-            state.check_start(args, data)
+            state.check_start(args)
     if args.released.answer_tokens == "skip_first" and (
         args.released.loss_tokens == "all" or not args.ans_only
     ):
@@ -50,12 +51,15 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
         args.problems.add("--merge: False saves an adapter alone, and --lora False trains none")
     args.mask = read_mask(args, bench) if args.grad_mask_path else None
     args.problems.stop()
+    fitting.check_samples(args, data)
+    if trains and args.resume:
+        state.check_data(args, data)
     if not cli.main_process():
         return
     for name, value in cli.settings(args).items():
         if value != args.defaults[name]:
             print(f"--{name} {value}")
-    for line in bench.notes:
+    for line in [*bench.notes, *notes]:
         print(f"note: {line}")
     for name, samples in data.items():
         print(f"{name}: {bench.describe(samples)}")

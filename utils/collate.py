@@ -179,17 +179,33 @@ class PromptLengths:
 
     def __init__(self, processor, chat: Chat):
         self.processor, self.prompt = processor, chat.prompt("q", 1)
-        self.sizes: dict[tuple[int, int], int] = {}
+        self.sizes: dict[tuple[int, int], int | str] = {}
 
     def text(self, prompt: str) -> int:
         return len(self.processor.tokenizer(prompt)["input_ids"])
 
+    def whole(self, text: str, picture: Picture | None) -> int:
+        """A rendered text with its picture, to the token."""
+        shown = [[Image.new("RGB", picture.size())]] if picture else []
+        return encode(self.processor, [text], shown, "right")["input_ids"].shape[1]
+
     def picture(self, picture: Picture) -> int:
-        """By its size alone: a picture of every size is tried once."""
-        size = picture.size()
+        """By its size alone, of a picture that is not refused."""
+        return self._tried(picture.size())
+
+    def refused(self, picture: Picture) -> str | None:
+        """Why the processor does not take a picture of that size, or None."""
+        tried = self._tried(picture.size())
+        return tried if isinstance(tried, str) else None
+
+    def _tried(self, size: tuple[int, int]) -> int | str:
+        """Tokens, or why not: a picture of every size is tried once."""
         if size not in self.sizes:
-            tokens = encode(self.processor, [self.prompt], [[Image.new("RGB", size)]], "right")["input_ids"]
-            self.sizes[size] = tokens.shape[1] - self.text(self.prompt)
+            try:
+                tokens = encode(self.processor, [self.prompt], [[Image.new("RGB", size)]], "right")
+                self.sizes[size] = tokens["input_ids"].shape[1] - self.text(self.prompt)
+            except (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError) as why:
+                self.sizes[size] = " ".join(str(why).split())[:200] or type(why).__name__
         return self.sizes[size]
 
 

@@ -275,13 +275,37 @@ def has_processor(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
 
 
-def check_processor(names: list[tuple[str, str | None]], problems: Problems) -> None:
+VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")
+
+
+def processor_lacks(folder: Path) -> str | None:
+    """Which of a processor's files are not in the folder, whose processor is then not whole."""
+    settings = [folder / name for name in ("tokenizer_config.json", "processor_config.json")]
+    template = any(folder.glob("chat_template.*")) or any(
+        '"chat_template"' in file.read_text(encoding="utf-8") for file in settings if file.is_file()
+    )
+    there = {
+        "preprocessor_config.json": has_processor(folder),
+        "tokenizer.json": any(found for name in VOCABULARIES for found in folder.glob(name)),
+        "chat_template.jinja": template,
+    }
+    return " and ".join(name for name, found in there.items() if not found) or None
+
+
+def check_processor(names: list[tuple[str, str | None]], problems: Problems) -> list[str]:
     """Add a problem when all given (flag, model) pairs are folders and none of them, nor its base, holds a
-    processor."""
+    whole processor. Returns notes on those that are not whole and passed over."""
     given = [local_folder(model) for _, name in names if name for model in adapters.lineage(name)]
-    if given and all(folder and not has_processor(folder) for folder in given):
-        flags = " or ".join(dict.fromkeys(flag for flag, _ in names))
+    lacking = {folder: why for folder in given if folder and (why := processor_lacks(folder))}
+    halves = [f"{folder} lacks {why}" for folder, why in lacking.items() if has_processor(folder)]
+    if not given or len(lacking) < len(set(given)):
+        return [f"no whole processor: {half}; the other model's is taken" for half in halves]
+    flags = " or ".join(dict.fromkeys(flag for flag, _ in names))
+    if halves:
+        problems.add(f"{flags}: no whole processor: {'; '.join(halves)}")
+    else:
         problems.add(f"{flags}: no processor there (preprocessor_config.json or processor_config.json)")
+    return []
 
 
 # ---------------------------------------------------------------- loading
@@ -404,7 +428,8 @@ def not_finite(model: PreTrainedModel) -> list[str]:
 
 
 def load_processor(*names: str | None) -> ProcessorMixin:
-    """The processor of the first of `names` that has one; the vanilla model's folder may hold none.
+    """The processor of the first of `names` that has a whole one; the vanilla model's folder may hold none,
+    or a part.
 
     Raises SystemExit where it has no chat template, or one whose answers cannot be found.
     """
@@ -413,10 +438,9 @@ def load_processor(*names: str | None) -> ProcessorMixin:
 
     from utils.collate import Chat
 
-    for name in (model for given in filter(None, names) for model in adapters.lineage(given)):
-        folder = local_folder(name)
-        if folder is not None and not has_processor(folder):
-            continue
+    found = [model for given in filter(None, names) for model in adapters.lineage(given)]
+    found = [n for n in found if local_folder(n) is None or has_processor(Path(n))]
+    for name in [n for n in found if local_folder(n) is None or not processor_lacks(Path(n))] or found:
         try:
             processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError) as why:
@@ -426,6 +450,7 @@ def load_processor(*names: str | None) -> ProcessorMixin:
             if not isinstance(processor, ProcessorMixin):
                 raise ValueError("it does not read pictures and text together")
             _complete(processor, name)
+            _pad(processor.tokenizer)
             Chat(processor)
         except (OSError, ValueError, TemplateError) as why:
             raise SystemExit(f"error: the processor of {name}: {first_line(why)}") from why
@@ -447,6 +472,15 @@ def _complete(processor: ProcessorMixin, name: str) -> None:
         # ViP-LLaVA's configuration has no such field: it always drops the class token
         strategy = config.to_dict().get("vision_feature_select_strategy", "default")
         processor.vision_feature_select_strategy = strategy
+
+
+def _pad(tokenizer) -> None:
+    """A tokenizer without a padding token gets its end-of-text token for one: padding is known by the
+    attention mask, here never by its id."""
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError("its tokenizer has neither a padding token nor an end-of-text token")
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def empty_model(name: str) -> PreTrainedModel:

@@ -56,7 +56,7 @@ def kept(save_dir: str | Path) -> str | None:
 
 
 # ---------------------------------------------------------------- before anything loads
-def check_start(args, data: dict[str, list[Sample]]) -> None:
+def check_start(args) -> None:
     """--resume needs a state, of the same run; without it none is thrown away but by --restart."""
     place = find(args.save_dir)
     if args.resume and args.restart:
@@ -67,13 +67,13 @@ def check_start(args, data: dict[str, list[Sample]]) -> None:
             " minutes, every --save_steps N, and on SIGTERM)"
         )
     elif args.resume and not args.problems.lines:  # a flag that cannot be read stands at its default
-        _check_same_run(args, data, checkpoint.read_json(place / PROGRESS))
+        _check_same_run(args, checkpoint.read_json(place / PROGRESS))
     elif place and not args.resume and not args.restart:
         args.problems.add(f"--save_dir: {kept(args.save_dir)}, or delete it with --restart True")
 
 
-def _check_same_run(args, data: dict[str, list[Sample]], before: dict[str, Any]) -> None:
-    """The same arguments, steps of as many samples, the same data in the same order."""
+def _check_same_run(args, before: dict[str, Any]) -> None:
+    """The same arguments, steps of as many samples."""
     now = cli.settings(args)
     for name, value in before["arguments"].items():
         if name not in FREE and now.get(name) != value:
@@ -93,9 +93,15 @@ def _check_same_run(args, data: dict[str, list[Sample]], before: dict[str, Any])
             f" --gradient_accumulation_steps × processes: {sizes[0][1]}), these of {sizes[1][0]}"
             f" ({sizes[1][1]}); keep the product"
         )
+
+
+def check_data(args, data: dict[str, list[Sample]]) -> None:
+    """Stop unless the data, of which utils.fitting may have left some out, are those of the kept run."""
+    before = checkpoint.read_json(find(args.save_dir) / PROGRESS)
     for name, entry in before["data"].items():
         if name in data and fingerprint(data[name]) != entry["fingerprint"]:
             args.problems.add(f"--resume: the {name} data are not those of the kept run, or in another order")
+    args.problems.stop()
 
 
 # ---------------------------------------------------------------- while it runs

@@ -99,7 +99,7 @@ class Trainer:
         self.accelerator = engines.accelerator()
         set_seed(args.seed)
         self.vanilla = args.vanilla_dir or args.model_id
-        self.processor = models.load_processor(self.vanilla, args.model_id)
+        self.processor = args.processor
         model = models.load_model(self.vanilla, dtype, args.attn, self.processor)
         self.family = models.family_of(model)
         weights = dict(model.named_parameters())

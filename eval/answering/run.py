@@ -11,8 +11,9 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eval.answering.kept import Batch, Kept
 from eval.results.predictions import Prediction, read_predictions
@@ -22,6 +23,9 @@ from eval.tasks import TASKS
 from utils import checkpoint, cli, folders, jsonl, models
 from utils.benchmark import NANO
 from utils.data import Question, fingerprint
+
+if TYPE_CHECKING:
+    from eval.answering.plan import MemoryCost, Request
 
 
 def result_folder(args) -> Path:
@@ -38,7 +42,7 @@ def check_evaluation(args, questions: list[Question], bench) -> None:
     models.check_model(args.evaluated_model, "--evaluated_model", args.problems)
     models.check_model(args.original_model, "--original_model", args.problems)
     flags = [("--evaluated_model", args.evaluated_model), ("--original_model", args.original_model)]
-    models.check_processor(flags, args.problems)
+    notes = models.check_processor(flags, args.problems)
     if args.evaluated_model and models.local_folder(args.evaluated_model) is None and not args.output_dir:
         args.problems.add("--output_dir is needed where --evaluated_model is not a folder")
     elif args.evaluated_model or args.output_dir:
@@ -50,7 +54,7 @@ def check_evaluation(args, questions: list[Question], bench) -> None:
     if twice:  # answers are kept by the id: one of the two would never be asked
         args.problems.add(f"--data_split_dir: {len(twice)} ids are of several questions, e.g. {twice[0]}")
     args.problems.stop()
-    for line in bench.notes:
+    for line in [*bench.notes, *notes]:
         print(f"note: {line}")
     counts = {split: sum(q.split == split for q in questions) for split in args.splits}
     print("questions: " + ", ".join(f"{split} {n}" for split, n in counts.items()))
@@ -139,13 +143,15 @@ def evaluate(
     request: (question, chat) -> eval.answering.generate.Request; examples: the solved questions that its
     prompts show.
     """
+    asked = _ask(args, questions, request, examples)
+    questions = asked.questions
     settings = _settings(args, questions, examples)
     kept = Kept(result_folder(args), settings, args.part)
     try:
         with kept.taken():
             answered = _answered(args, kept)
             if any(q.id not in answered for q in questions):
-                _answer(args, questions, answered, request, kept, settings)
+                _answer(args, asked, answered, kept, settings)
             with kept.alone():
                 _finish(args, questions, settings, kept, bench)
     except (KeyboardInterrupt, OSError) as why:  # utils/cli.py makes one line of it, a full disk for instance
@@ -185,23 +191,59 @@ def _weights_stamp(folder: Path) -> str:
 
 
 # ---------------------------------------------------------------- answering
-def _answer(
-    args, questions: list[Question], answered: set[str], request: Callable, kept: Kept, settings: dict
-) -> None:
+@dataclass(frozen=True)
+class Asked:
+    """The questions, with what the model is asked, by their ids, and the memory that it takes."""
+
+    questions: list[Question]
+    requests: dict[str, Request]
+    costs: dict[str, MemoryCost]
+
+
+def _ask(args, questions: list[Question], request: Callable, examples: Sequence[Question]) -> Asked:
+    """What the model is asked. Stops with the questions that it cannot be asked, or, with --skip_bad_rows,
+    leaves them out."""
+    from utils.fitting import Fitting, those_that_fit
+
+    processor = models.load_processor(args.evaluated_model, args.original_model)
+    fitting, requests, costs = Fitting(processor, args.evaluated_model), {}, {}
+
+    def texts(question: Question) -> str | None:
+        options = {f"option {letter}": text for letter, text in (question.options or {}).items()}
+        return fitting.texts({"question": question.question, "answer": question.truth, **options})
+
+    def why_not(question: Question) -> str | None:
+        asked = request(question, fitting.chat)
+        why = texts(question) or fitting.pictures(asked.pictures)
+        if why is None:
+            cost = asked.memory_cost(fitting.lengths, args.max_new_tokens)
+            requests[question.id], costs[question.id] = asked, cost
+            why = fitting.length(cost.shared + cost.tokens)
+        return why
+
+    for example in examples:
+        if why := texts(example) or fitting.pictures([example.picture] if example.picture else []):
+            args.problems.add(
+                f"--data_split_dir: {example.id}: {why}; all prompts show it as a solved example (another"
+                " --seed draws another)"
+            )
+    args.problems.stop()
+    questions = those_that_fit(questions, why_not, args)
+    args.problems.stop()
+    return Asked(questions, requests, costs)
+
+
+def _answer(args, asked: Asked, answered: set[str], kept: Kept, settings: dict) -> None:
     """Answer what is still to do of this part, in the batches of the whole list; each is on disk when it is
     done."""
     from eval.answering.plan import plan_batches, share
     from eval.answering.workers import Setup, answer_batches, pick_devices
-    from utils.collate import Chat, PromptLengths
 
     devices = pick_devices(args.gpus)
     if models.rounds(args.evaluated_model, args.dtype):
         print("note: weights in fp32 are rounded to bf16; --dtype fp32 evaluates what was trained")
-    processor = models.load_processor(args.evaluated_model, args.original_model)
-    chat = Chat(processor)
-    requests = {q.id: request(q, chat) for q in questions}
-    lengths = PromptLengths(processor, chat)
-    costs = [requests[q.id].memory_cost(lengths, args.max_new_tokens) for q in questions]
+    questions, requests = asked.questions, asked.requests
+    costs = [asked.costs[q.id] for q in questions]
     planned = plan_batches(costs, args.batch_size, args.batch_tokens)
     if kept.parts > 1:
         _agree(args, kept, settings, planned, devices)
@@ -216,9 +258,9 @@ def _answer(
     if not todo:
         return
     setup = Setup(args.evaluated_model, args.original_model, args.dtype, args.attn, args.max_new_tokens)
-    asked = {number: [requests[q.id] for q in batch] for number, batch in batches.items()}
+    tasks = {number: [requests[q.id] for q in batch] for number, batch in batches.items()}
     with kept.file.open("ab") as file, Progress(todo, devices) as progress:
-        for done in answer_batches(setup, devices, asked):
+        for done in answer_batches(setup, devices, tasks):
             batch = batches[done.batch]
             replies = zip(batch, done.answers, strict=True)
             scored = [Prediction.of(q, requests[q.id].prompt, reply) for q, reply in replies]

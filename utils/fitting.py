@@ -1,0 +1,121 @@
+"""What a model's processor can take, asked of all data before the weights load.
+
+Texts that hold the processor's own tokens, which would become pictures or ends of turns; pictures of sizes
+that it refuses; questions that are, with their answers, longer than the model's context. Each is told by its
+row, or left out with --skip_bad_rows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from utils import adapters, cli, models
+from utils.data import Sample
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+    from utils.pictures import Picture
+
+SHOWN = 5  # bad rows that are named
+EXPANDS = (
+    12  # bytes: the most tokens that a normalizer makes of a character's bytes (U+FDFA: 18 letters of 3)
+)
+
+
+class Fitting:
+    """One processor and its limits. context: the most tokens of a question with its pictures and answer."""
+
+    def __init__(self, processor: ProcessorMixin, name: str):
+        from utils.collate import Chat, PromptLengths
+
+        self.chat = Chat(processor)
+        self.lengths = PromptLengths(processor, self.chat)
+        self.context = context(processor, name)
+        own = sorted(own_tokens(processor), key=len, reverse=True)
+        self.own = re.compile("|".join(map(re.escape, own)) or "(?!)")
+        self.frames = [len(self.chat.prompt("", n) + self.chat.answer("")) + 16 for n in (0, 1)]
+
+    def sample(self, sample: Sample) -> str | None:
+        """Why it cannot be trained on, or None."""
+        why = self.texts({"question": sample.question, "answer": sample.answer})
+        pictures = [sample.picture] if sample.picture else []
+        why = why or self.pictures(pictures)
+        if why:
+            return why
+        shown = sum(map(self.lengths.picture, pictures))
+        both = sample.question + sample.answer
+        # a token has at least a byte: a text that fits so need not be tokenized
+        most = len(both) + EXPANDS * (len(both.encode()) - len(both))
+        if self.frames[len(pictures)] + most + shown <= self.context:
+            return None
+        text = self.chat.prompt(sample.question, len(pictures)) + self.chat.answer(sample.answer)
+        return self.length(self.lengths.whole(text, sample.picture))
+
+    def texts(self, texts: dict[str, str]) -> str | None:
+        """Why one of the named texts cannot be shown to the model."""
+        for name, text in texts.items():
+            if found := self.own.search(text):
+                return f"its {name} holds {found[0]}, which is no text to this model but a token of its own"
+        return None
+
+    def pictures(self, pictures: Iterable[Picture]) -> str | None:
+        """Why the processor refuses one of them."""
+        for picture in pictures:
+            if why := self.lengths.refused(picture):
+                width, height = picture.size()
+                return f"the model's processor refuses a picture of {width} x {height} pixels: {why}"
+        return None
+
+    def length(self, tokens: int) -> str | None:
+        if tokens <= self.context:
+            return None
+        return f"{tokens:,} tokens with its pictures and answer; the model's context has {self.context:,}"
+
+
+def own_tokens(processor: ProcessorMixin) -> set[str]:
+    """Special tokens of the tokenizer, and what the processor replaces by pictures, videos or sounds."""
+    found = {token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special}
+    return (found | set(processor.all_special_multimodal_tokens)) - {""}
+
+
+def context(processor: ProcessorMixin, name: str) -> int:
+    """The longest sequence that the model of that name was made for, in tokens."""
+    from transformers import AutoConfig
+
+    whole = adapters.lineage(name)[-1]
+    text = AutoConfig.from_pretrained(whole, trust_remote_code=False).get_text_config()
+    limits = [getattr(text, "max_position_embeddings", None), processor.tokenizer.model_max_length]
+    return int(min(limit for limit in limits if limit))
+
+
+def check_samples(args, data: dict[str, list[Sample]]) -> None:
+    """Stop with the samples that cannot be trained on, or, with --skip_bad_rows, leave them out of `data`.
+    Sets args.processor, the vanilla model's."""
+    name = args.vanilla_dir or args.model_id
+    args.processor = models.load_processor(name, args.model_id)
+    fitting = Fitting(args.processor, name)
+    for title, samples in data.items():
+        data[title] = those_that_fit(samples, fitting.sample, args)
+        if not data[title]:
+            args.problems.add(f"--data_split_dir: nothing is left of the {title} data")
+    args.problems.stop()
+
+
+def those_that_fit(items: list, why_not: Callable[..., str | None], args) -> list:
+    """The samples or questions without a reason against them. The others are problems, or left out and
+    counted on the screen with --skip_bad_rows."""
+    found = {item.id: why for item in items if (why := why_not(item))}
+    lines = [f"{name}: {why}" for name, why in list(found.items())[:SHOWN]]
+    more = len(found) - len(lines)
+    if found and args.skip_bad_rows:
+        if cli.main_process():
+            print(f"skipped {len(found)} questions: {'; '.join(lines)}{'; …' if more else ''}")
+        return [item for item in items if item.id not in found]
+    for line in lines:
+        args.problems.add(f"--data_split_dir: {line} (--skip_bad_rows True leaves such rows out)")
+    if more:
+        args.problems.add(f"--data_split_dir: and {more} more such questions")
+    return items
