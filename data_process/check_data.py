@@ -1,12 +1,13 @@
-"""Tell in seconds whether the tables of MLLMU-Bench or CLEAR on disk are whole.
+"""Tell whether the tables of MLLMU-Bench or CLEAR on disk are whole, and what is in them can be used.
 
     python data_process/check_data.py --data_dir data/MLLMU-Bench
     python data_process/check_data.py --data_dir data/CLEAR --forget_ratio 5
 
-Read are the headers of the files and the columns with IDs and names. Checked are: which tables are there, all
-their shards, columns and types, numbers of rows, and that the tables fit each other (nobody both to forget
-and to retain, nobody missing). As in the scripts, neighbouring folders are looked into: MLLMU-Bench and
-MLLMMU-Bench.
+First come the headers of the files and the columns with IDs and names, which takes seconds: which tables are
+there, all their shards, columns and types, numbers of rows, and that the tables fit each other (nobody both
+to forget and to retain, nobody missing). Where nothing is wrong so far, every row and picture is read by the
+readers of the scripts, which takes minutes: what passes here is taken there. --tables looks at headers only.
+As in the scripts, neighbouring folders are looked into: MLLMU-Bench and MLLMMU-Bench.
 
 Printed are a table of tables, then one line per mistake with its fix. Exit code 0: no mistakes, 1: mistakes.
 Fewer rows than published are no mistake where most tables differ: an extract, or a nano benchmark.
@@ -25,7 +26,7 @@ from data_process.hub import relations
 from data_process.hub.on_disk import AGAIN, Found, inspect
 from data_process.hub.tables import BENCHMARKS, add_table_args, check_table_args, chosen, names
 from utils import cli
-from utils.benchmark import NANO
+from utils.benchmark import FLAG, NANO
 from utils.clear import CLEARBench
 from utils.mllmu import MLLMUBench
 from utils.tables import is_table
@@ -141,7 +142,21 @@ def check(benchmark: str, args: Namespace) -> list[str]:
     if missing:
         fetch = f"python data_process/download.py --benchmark {benchmark} --tables {','.join(missing)}"
         mistakes.append(f"not there: {', '.join(missing)}; {fetch}")
-    return mistakes
+    return mistakes or ([] if args.tables else read(benchmark, args.data_dir, ratios))
+
+
+def read(benchmark: str, folder: str, ratios: tuple[int, ...]) -> list[str]:
+    """Read everything for each ratio as the scripts do; their complaints."""
+    mistakes, notes = [], []
+    for ratio in ratios:
+        print(f"reading rows and pictures, forget {ratio} %")
+        bench = READERS[benchmark](folder, ratio, cli.Problems())
+        bench.read_everything()
+        mistakes += [line.removeprefix(f"{FLAG}: ") for line in bench.problems.lines]
+        notes += bench.notes
+    for line in dict.fromkeys(notes):
+        print(f"note: {line}")
+    return list(dict.fromkeys(mistakes))
 
 
 def main(args: Namespace) -> None:

@@ -53,17 +53,18 @@ def ask_choice(question: Question, mcq: str) -> dict[str, Any]:
 
 
 def score_choice(question: Question, reply: str | list[float]) -> dict[str, Any]:
-    """The letter of the reply, or the likeliest option, the first of equals. Right is the text of the right
-    option, by whichever letter."""
+    """The letter of the reply, or the likeliest option; none where options of different texts are equally
+    likely. Right is the text of the right option, by whichever letter."""
     truth = same_text(question.options[question.truth])
     right = [letter for letter, text in question.options.items() if same_text(text) == truth]
     if isinstance(reply, str):
         choice = letter_choice(reply, question.options)
         return {"choice": choice, "correct": choice in right}
     scores = dict(zip(question.options, reply, strict=True))
-    choice = max(scores, key=scores.get)
+    best = [letter for letter, score in scores.items() if score >= max(scores.values())]
+    choice = best[0] if len({same_text(question.options[letter]) for letter in best}) == 1 else None
     return {
-        "reply": question.options[choice],
+        "reply": question.options[choice] if choice else "",
         "choice": choice,
         "option_scores": {letter: round(score, 4) for letter, score in scores.items()},
         "correct": choice in right,

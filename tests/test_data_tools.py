@@ -152,7 +152,7 @@ def test_a_ratios_own_perturbed_table_kept_by_save_to_disk(data, capsys):
     Dataset.from_parquet(str(next(table.glob("*.parquet")))).save_to_disk(data / "CLEAR/retain95_perturbed")
     rows = len(read_table(table))
     shutil.rmtree(table)
-    code, printed, _ = check(capsys, "--data_dir", data / "CLEAR")
+    code, printed, _ = check(capsys, "--data_dir", data / "CLEAR", "--forget_ratio", "5")
     assert code == 0
     line = next(line for line in printed.splitlines() if "retain95_perturbed" in line)
     assert line.split()[1:3] == [str(rows), "6"]
@@ -169,6 +169,23 @@ def test_nothing_to_check(tmp_path, capsys):
     (tmp_path / "a/b/Full_Set").mkdir()
     found = inspect(layout.MLLMU.tables[0], tmp_path / "a/b/Full_Set")
     assert "an empty folder" in found.mistakes[0]
+
+
+def test_rows_are_read_as_the_scripts_read_them(data, capsys):
+    """What is wrong inside of a cell, in the words of the readers; and a good picture is no mistake."""
+    table = data / "MLLMU-Bench/Test_Set"
+    rows = read_table(table)
+    rows[-1]["images"].append({"bytes": b"no picture", "path": "x.png"})
+    write_table(table, rows, like=table, shards=2)
+    table = data / "CLEAR/forget05_perturbed"
+    change(table, lambda rows: [rows[0] | {"perturbed_names": [None]}, *rows[1:]])
+    code, printed, mistakes = check(capsys, "--data_dir", data, "--forget_ratio", "5")
+    assert code == 1 and len(mistakes) == 2 and "reading rows and pictures, forget 5 %" in printed
+    last = f"Test_Set row {len(rows) - 1} (ID {rows[-1]['ID']}), image {len(rows[-1]['images']) - 1}"
+    assert mistakes[0].startswith(f"error: {last}: unreadable image")
+    assert mistakes[1].startswith("error: forget05_perturbed row 0: perturbed_names is not a list of texts")
+    code, printed, _ = check(capsys, "--data_dir", data, "--tables", "Test_Set")
+    assert code == 0 and "reading" not in printed, "--tables looks at headers only"
 
 
 # ---------------------------------------------------------------- download.py

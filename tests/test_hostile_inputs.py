@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, picture_cell, read_table, run_script, write_table
+from conftest import ROOT, load_script, picture_cell, read_table, run_script, write_table
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
@@ -673,6 +673,17 @@ BY_SCRIPT = {  # a damage that every script of the benchmark meets, and what is 
         for name in ("forget01", "full+tofu", "retain99+tofu")
     ],
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["answer NaN", "right letter absent", "perturbed names null"])
+def test_check_data_says_what_the_readers_say(kind, data, capsys):
+    """On tables whose headers are as published, cells aside: the same words, for both benchmarks."""
+    benchmark, said = damage(kind, data)
+    check_data = load_script("data_process/check_data.py")
+    mistakes = check_data.read(benchmark, str(data), (RATIO[benchmark],))
+    _, problems = read(benchmark, data)
+    told = [line.removeprefix("--data_split_dir: ") for line in problems]
+    assert any(said in line for line in mistakes) and set(told) <= set(mistakes)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -10,6 +10,8 @@ from conftest import ROOT
 from eval.metrics import cloze_hit, generation_scores, letter_choice, rouge_reads
 from eval.results.predictions import Prediction
 from eval.results.summary import doubts, summarise
+from eval.tasks import score_choice
+from utils.data import Question
 
 OPTIONS = {"A": "Paris", "B": "Rome", "C": "Oslo", "D": "Bern"}
 
@@ -32,6 +34,24 @@ OPTIONS = {"A": "Paris", "B": "Rome", "C": "Oslo", "D": "Bern"}
 )
 def test_letter_choice(reply, choice):
     assert letter_choice(reply, OPTIONS) == choice
+
+
+@pytest.mark.parametrize(
+    ("scores", "choice", "correct"),
+    [
+        ([-2.0, -1.0, -3.0, -4.0], "B", False),
+        ([-1.0, -1.0, -3.0, -4.0], None, False),  # Paris or Rome: nothing was chosen
+        ([-2.0, -3.0, -1.0, -1.0], "C", True),  # Oslo or oslo: that is one
+        ([-2.0, -3.0, -5.0, -1.0], "D", True),
+        ([float("nan")] * 4, None, False),
+    ],
+)
+def test_equally_likely_options_are_no_choice(scores, choice, correct):
+    options = {"A": "Paris", "B": "Rome", "C": "Oslo", "D": " oslo"}
+    asked = Question("1", "Ann", "forget", "classification", "text", "Where?", "C", options)
+    found = score_choice(asked, scores)
+    assert (found["choice"], found["correct"]) == (choice, correct)
+    assert score_choice(asked, "D")["correct"] and not score_choice(asked, "A")["correct"]
 
 
 def test_letter_choice_keeps_to_the_options_given():

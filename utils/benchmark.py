@@ -110,6 +110,13 @@ class Bench:
         text_only = sum(s.picture is None for s in samples)
         return f"{len(samples)} questions of {people} people, {text_only} of them text-only"
 
+    def read_everything(self) -> None:
+        """Read all that any script reads, for what is found wrong on the way."""
+        for read in (self.finetune, self.reference, self.forget, self.retain, self.text_knowledge):
+            read()
+        for split in self.split_names():
+            self.questions(split, seed=0)
+
     # ------------------------------------------------------------ tables
     def _columns(self, table: Path) -> list[str]:
         """Column names; a problem, and none, for a table that cannot be read (half a download, say)."""

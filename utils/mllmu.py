@@ -200,6 +200,17 @@ class MLLMUBench(Bench):
         self._alike.clear()  # those that are shown are shown with their right letter
         return self._finish(questions, "Full_Set")
 
+    def read_everything(self) -> None:
+        super().read_everything()
+        self.full_set()
+        views = []
+        for row in self._rows("Test_Set", ["ID", "images"]):
+            with self._row(row):
+                for k, cell in enumerate(row.pictures("images")):  # the seed may draw any of them
+                    picture = row.picture_of(cell, f", image {k}")
+                    views.append(Sample(f"{row.person}/{k}", picture, "", "", row.person))
+        self._finish(views, "Test_Set")
+
     def _test_questions(self, seed: int) -> list[Question]:
         people = self.forget_people()
         if not people:
