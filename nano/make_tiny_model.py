@@ -102,10 +102,17 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 
 
 def main(args: Namespace) -> None:
+    texts = []
+    try:
+        texts = read_texts(args.text)
+    except (ValueError, OSError) as why:
+        args.problems.add(str(why))
+    if not texts:
+        args.problems.add("--text: there is no text in these tables")
+    args.problems.stop()
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    texts = read_texts(args.text)
     tokenizer = train_tokenizer(texts, args.family, args.vocab_size)
     dtype = None if args.dtype == "published" else args.dtype
     partial = folders.partial_folder(args.save_dir)

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.models import first_line
+from utils.tables import from_json
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -65,13 +68,11 @@ def tables(paths: Iterable[Path]) -> list[Path]:
 def strings(value: Any) -> Iterator[str]:
     """Every piece of text in a table cell, also in lists, structs and JSON strings. Bytes are skipped."""
     if isinstance(value, str):
-        if value[:1] in ("{", "["):
-            try:
-                yield from strings(json.loads(value))
-                return
-            except json.JSONDecodeError:  # text that merely starts with a bracket
-                pass
-        yield value
+        inside = from_json(value) if value[:1] in ("{", "[") else value
+        if isinstance(inside, str):  # or text that merely starts with a bracket
+            yield value.encode(errors="ignore").decode()  # half characters, as JSON can hold them
+        else:
+            yield from strings(inside)
     elif isinstance(value, dict):
         for key, item in value.items():
             yield str(key)
@@ -82,30 +83,37 @@ def strings(value: Any) -> Iterator[str]:
 
 
 def read_texts(paths: Iterable[Path]) -> list[str]:
-    """All text of the given tables. Only text columns are read, so gigabytes of pictures cost nothing."""
+    """All text of the given tables. Only text columns are read, so gigabytes of pictures cost nothing.
+
+    Raises ValueError, naming the file, for one that is broken, and FileNotFoundError as `tables`.
+    """
+    found: list[str] = []
+    for path in tables(paths):
+        try:
+            found += _texts(path)
+        except (ValueError, OSError) as why:  # pyarrow's ArrowInvalid is a ValueError
+            raise ValueError(f"--text: cannot read {path}: {first_line(why)}") from why
+    return found
+
+
+def _texts(path: Path) -> list[str]:
+    """The text of one file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    found: list[str] = []
-    for path in tables(paths):
-        if path.suffix == ".arrow":
-            table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
-            table = table.select(
-                [
-                    f.name
-                    for f in table.schema
-                    if not pa.types.is_struct(f.type) or f.type.get_field_index("bytes") < 0
-                ]
-            )
-        else:
-            file = pq.ParquetFile(path)
-            leaves = [file.schema.column(k) for k in range(len(file.schema))]
-            # "image.path" and "images.list.element.path" are file names, not text
-            text = [
-                c.path for c in leaves if c.logical_type.type == "STRING" and not c.path.endswith(".path")
+    if path.suffix == ".arrow":
+        table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+        table = table.select(
+            [
+                f.name
+                for f in table.schema
+                if not pa.types.is_struct(f.type) or f.type.get_field_index("bytes") < 0
             ]
-            table = file.read(columns=text)
-        for column in table.columns:
-            for cell in column.to_pylist():
-                found += strings(cell)
-    return found
+        )
+    else:
+        file = pq.ParquetFile(path)
+        leaves = [file.schema.column(k) for k in range(len(file.schema))]
+        # "image.path" and "images.list.element.path" are file names, not text
+        text = [c.path for c in leaves if c.logical_type.type == "STRING" and not c.path.endswith(".path")]
+        table = file.read(columns=text)
+    return [text for column in table.columns for cell in column.to_pylist() for text in strings(cell)]

@@ -704,3 +704,29 @@ def test_every_command_refuses_in_lines(script, data, tmp_path, capsys):
     word = "row 0: an empty text in ID" if benchmark == "mllmu" else " row 0: "
     assert any(word in line for line in said), said
     assert not list(tmp_path.glob("*out*")) and not (ROOT / "nowhere").exists()
+
+
+def refused(capsys, script: str, *argv) -> list[str]:
+    """The lines of a script that ends with exit code 2."""
+    with pytest.raises(SystemExit) as end:
+        run_script(script, *argv)
+    said = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and said and all(line.startswith("error: --") for line in said), said
+    return said
+
+
+def test_few_shot_shows_nobody_to_forget(data, capsys):
+    """Whom Full_Set has by another ID could be shown."""
+    change(data / "MLLMU-Bench" / "Full_Set", cell("ID", int))
+    argv = ["--data_split_dir", data, "--forget_ratio", 5, "--evaluated_model", "nowhere"]
+    said = refused(capsys, "eval/MLLMU_eval.py", *argv, "--shot", "few_shot", "--splits", "retain")
+    assert any("ID 004 of forget_5 not found in Full_Set, which holds 1, 2, 3" in line for line in said)
+
+
+@pytest.mark.parametrize("kind", ["empty file", "broken inside", "no text"])
+def test_the_tokenizers_text(kind, data, tmp_path, capsys):
+    table = data / "CLEAR" / "real_faces"
+    FILES[kind](table) if kind in FILES else write_table(table, [{"a": 1}])
+    argv = ["--family", "llava", "--text", table, "--save_dir", tmp_path / "tiny"]
+    said = refused(capsys, "nano/make_tiny_model.py", *argv)
+    assert said[0].startswith("error: --text: ") and not (tmp_path / "tiny").exists()
