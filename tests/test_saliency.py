@@ -242,7 +242,7 @@ def test_the_written_mask_is_the_naive_one(masks, tiny, nano, processors):
         expected = ((f[name] / nf + 1e-15) / (p + 1e-15) >= 1) & ((f[name] > 0) | (p > 0))
         differ += int((expected != written.of(name)).sum())
         total += expected.numel()
-    assert differ <= total * 1e-4
+    assert differ <= 3 < total * 1e-4, "a key's bias may: its gradient is rounding alone"
     # a word that neither people's answers nor questions hold has no gradient: not salient
     unused = "model.language_model.embed_tokens.weight"
     assert not written.of(unused)[(f[unused].sum(1) == 0) & (r[unused] + t[unused]).sum(1).eq(0)].any()
