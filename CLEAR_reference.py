@@ -24,7 +24,7 @@ def parse_args():
     cli.add_lora_args(p, default=True)
     cli.add_train_args(p)
     cli.add_keep_text(p)
-    cli.add_released_train_args(p)
+    cli.add_released_train_args(p, forgets=False)
     return cli.parse(p)
 
 

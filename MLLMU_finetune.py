@@ -21,7 +21,7 @@ def parse_args():
     cli.add_data_args(p, folder="data/MLLMU-Bench")
     cli.add_lora_args(p, default=True)
     cli.add_train_args(p)
-    cli.add_released_train_args(p, "text_questions")
+    cli.add_released_train_args(p, "text_questions", forgets=False)
     return cli.parse(p)
 
 

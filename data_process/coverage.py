@@ -1,8 +1,5 @@
 """Where the salient weights lie: per layer on the screen and in coverage.json, per layer and module as a heat
-map, per layer in the report.
-
-Figures are drawn without pyplot, so there is no global state and no display.
-"""
+map, per layer in the report."""
 
 from __future__ import annotations
 
@@ -10,14 +7,15 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.figures import INK, new_figure, plain
+
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 STACK = r"(.*?\.(?:layers|blocks))\.(\d+)"
 LAYER = re.compile(STACK)  # a group of coverage.json that is a layer of a stack
 WEIGHT = re.compile(STACK + r"\.(.*)\.(?:weight|bias)$")  # a parameter in a layer
-INK, HEAT = "#20242a", "#4a86d0"  # which eval/results/figures.py swaps for the colours of its page
+HEAT = "#4a86d0"  # which eval/results/figures.py swaps for the colour of its page
 
 
 def coverage(
@@ -47,24 +45,6 @@ def print_coverage(report: dict[str, dict[str, dict]]) -> None:
             label = f"{part}" if group == "all" else f"  {group}"
             print(f"{label:44} {entry['salient']:14,} {entry['weights']:14,} {100 * entry['share']:7.2f}%")
     print()
-
-
-def new_figure(width: float, height: float, dpi: float = 100) -> Figure:
-    """An empty figure, in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def plain(axes: Axes) -> None:
-    """Two spines and ticks in the text colour."""
-    axes.spines[["top", "right"]].set_visible(False)
-    for spine in axes.spines.values():
-        spine.set_color(INK)
-    axes.tick_params(colors=INK, labelsize=8.5)
 
 
 def heat_map(salient: dict[str, int], sizes: dict[str, int], part_of: dict[str, str], path: Path) -> None:

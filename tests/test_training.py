@@ -403,3 +403,37 @@ def test_the_vanilla_model_may_lack_a_processor(train_args, tmp_path, tiny):
     untouched = "model.language_model.embed_tokens.weight"
     assert torch.equal(after[untouched], other[untouched])
     assert (tmp_path / "run" / "tokenizer.json").is_file()
+
+
+# ---------------------------------------------------------------- how far a run goes
+def test_max_steps(train_args, tmp_path):
+    """The schedule is sized to them."""
+    run_script(GA, *train_args(max_steps=3))
+    log = jsonl(tmp_path / "run" / "log.jsonl")
+    assert [line["lr"] for line in log] == pytest.approx([1e-3, 1e-3 * 2 / 3, 1e-3 / 3])
+
+
+def test_forget_steps_stop_above_a_loss(train_args, tmp_path, capsys):
+    """From the step on whose CE is above the limit there are retain steps alone, also after a resume."""
+    base = {"lora": False, "lr_schedule": "constant", "batch_size": 16, "lr": 1e-4}
+    script = "MLLMU_GA_Diff.py"
+    run_script(script, *train_args(**base, forget_alpha=0, save_dir=tmp_path / "retain"))
+    argv = train_args(**base, max_forget_loss=1e-3, save_steps=2)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, 4)
+        run_script(script, *argv)
+    assert "no more forget steps from step 1 on: CE(forget) is" in capsys.readouterr().out
+    run_script(script, *argv, "--resume")
+    assert equal(weights(tmp_path / "retain"), weights(tmp_path / "run"))
+    first, *others = jsonl(tmp_path / "run" / "log.jsonl")
+    assert first["phase"] == "forget" and first["taken"] is False and first["ce"] > 1e-3
+    assert {line["phase"] for line in others} == {"retain"}
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["halted"]["step"] == 1
+
+
+def test_the_limit_is_on_the_cross_entropy_whatever_the_loss(train_args, tmp_path):
+    for name in ("GA", "NPO"):
+        run_script(f"MLLMU_{name}.py", *train_args(max_forget_loss=99, save_dir=tmp_path / name))
+    ga, npo = (jsonl(tmp_path / name / "log.jsonl") for name in ("GA", "NPO"))
+    assert [line["ce"] for line in ga] == pytest.approx([-line["loss"] for line in ga])
+    assert npo[0]["ce"] == pytest.approx(ga[0]["ce"]) and npo[0]["loss"] != pytest.approx(ga[0]["loss"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import adapters, cli, engines, fitting, folders, lora, models, state
+from utils import adapters, cli, engines, fitting, folders, lora, models, state, tracking
 from utils.data import Sample
 from utils.released import PAPER
 
@@ -33,6 +33,8 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
             for base in adapters.lineage(name or "")[1:]
         ]
         folders.check_save_dir(args.save_dir, args.problems, inputs, trains)
+        if trains:
+            tracking.check(args)
         if args.save_dir and trains:
             state.check_start(args)
     if args.released.answer_tokens == "skip_first" and (

@@ -468,8 +468,8 @@ def _last_group(p: argparse.ArgumentParser, *switches: str):
     return g
 
 
-def add_released_train_args(p: argparse.ArgumentParser, *own: str) -> None:
-    """The last group of a training script; own: this method's switches."""
+def add_released_train_args(p: argparse.ArgumentParser, *own: str, forgets: bool = True) -> None:
+    """The last group of a training script; own: this method's switches; forgets: it has forget steps."""
     g = _last_group(p, "loss_tokens", "answer_tokens", "answer_end", "schedule_every", "rounding", *own)
     g.add_argument("--lora_dropout", type=number(float, 0, 0.99), default=0.05, help="dropout; default 0.05")
     g.add_argument(
@@ -502,6 +502,26 @@ def add_released_train_args(p: argparse.ArgumentParser, *own: str) -> None:
     g.add_argument("--weight_decay", type=number(float, 0), default=0.0, help="AdamW decay; default 0")
     g.add_argument(
         "--adam_eps", type=number(float, 0, above=True), default=1e-8, help="AdamW epsilon; default 1e-8"
+    )
+    g.add_argument(
+        "--max_steps",
+        type=number(int, 0),
+        default=0,
+        help="end after so many optimizer steps, to which the schedule is sized; default 0: all epochs",
+    )
+    p.set_defaults(max_forget_loss=None)
+    if forgets:
+        g.add_argument(
+            "--max_forget_loss",
+            type=number(float, 0, above=True),
+            help="take no more forget steps once the cross-entropy of a forget batch, nats per answer token,"
+            " is above this; default: no limit",
+        )
+    g.add_argument(
+        "--report_to",
+        type=choice("none", "tensorboard", "wandb", "trackio"),
+        default="none",
+        help="also log to this tracker, whose package must be installed; default none",
     )
     flag(g, "--restart", default=False, help="delete a kept state and begin anew; default False")
     flag(g, "--shuffle", default=True, help="shuffle each epoch by the seed; default True")

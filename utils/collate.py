@@ -22,11 +22,12 @@ from utils.prepared import Undecoded, prepared_once
 @dataclass
 class Batch:
     """`inputs` for the model (`input_ids` (B, T), pictures in the family's own form), `labels` (B, T), sample
-    ids."""
+    ids. nll: of every labelled token, as the losses of utils.losses have found it, (N,)."""
 
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor
     ids: list[str]
+    nll: torch.Tensor | None = None
 
     def to(self, device) -> Batch:
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}

@@ -48,10 +48,18 @@ def label_states(model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
 
 def token_nll(model, batch: Batch) -> torch.Tensor:
     """−log p(token) of every labelled token, (N,). Its mean is the cross-entropy CE."""
+    return _nll(model, batch)[0]
+
+
+def _nll(model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """token_nll, noted in the batch for --max_forget_loss whatever the loss makes of it; indices of samples,
+    (N,)."""
     import torch.nn.functional as F
 
-    logits, targets, _ = label_logits(model, batch)
-    return F.cross_entropy(logits, targets, reduction="none")
+    logits, targets, rows = label_logits(model, batch)
+    nll = F.cross_entropy(logits, targets, reduction="none")
+    batch.nll = nll.detach()
+    return nll, rows
 
 
 def token_log_odds(model, batch: Batch) -> torch.Tensor:
@@ -86,10 +94,8 @@ def drawn_nll(model, batch: Batch, seed: int) -> torch.Tensor:
 
 def sequence_log_prob(model, batch: Batch) -> torch.Tensor:
     """log p(answer | prompt) of every sample, the sum over its labelled tokens, (B,)."""
-    import torch.nn.functional as F
-
-    logits, targets, rows = label_logits(model, batch)
-    log_prob = -F.cross_entropy(logits, targets, reduction="none")
+    nll, rows = _nll(model, batch)
+    log_prob = -nll
     return log_prob.new_zeros(len(batch.ids)).index_add(0, rows, log_prob)
 
 

@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from utils import checkpoint, engines, folders, lora, models, state
+from utils import checkpoint, engines, folders, lora, models, state, tracking
 from utils.batches import Stream, loader
 from utils.data import Sample
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     Loss = Callable[[torch.nn.Module, Batch], torch.Tensor]
 
+FORGET = "forget"  # the phase that --max_forget_loss halts
 DIVERGED = 3  # exit code of a run whose loss is no longer finite
 
 
@@ -199,14 +200,17 @@ class Trainer:
         }
         batches = {name: stream.batches_per_pass for name, stream in streams.items()}
         plan = [phase for _ in range(args.num_epochs) for phase in order.epoch(batches)]
+        per_epoch = len(plan) // args.num_epochs
+        plan = plan[: args.max_steps or None]
         schedule = get_scheduler(
             args.lr_schedule, self.optimizer.optimizer, round(args.warmup_ratio * len(plan)), len(plan)
         )
         self.losses: dict[str, float] = {}
+        self.halted: dict[str, float] | None = None  # since when there are no more forget steps, and why
         done = 0
         if progress := self.state.begin():
             schedule.load_state_dict(progress["schedule"])
-            done, self.losses = progress["step"], progress["losses"]
+            done, self.losses, self.halted = (progress[name] for name in ("step", "losses", "halted"))
         self.state.check_room(self.parameters.values(), self.save_dtype)
         drawn = {p.name: sum(q is p for q in plan[:done]) for p in order.phases}
         collate = Collator.of(args, self.processor, self.family)
@@ -218,22 +222,26 @@ class Trainer:
         bar = tqdm(
             total=len(plan), initial=done, disable=not acc.is_main_process, unit="step", mininterval=1.0
         )
-        with (self.partial / "log.jsonl").open("a", encoding="utf-8") as log, bar:
+        tracked = tracking.tracker(args, acc, self.partial)
+        with (self.partial / "log.jsonl").open("a", encoding="utf-8") as log, tracked as track, bar:
             for number, phase in enumerate(plan[done:], start=done + 1):
-                record = {"step": number, "phase": phase.name, "lr": schedule.get_last_lr()[0]}
-                record |= self._step(phase, next(loaders[phase.name]), number)
-                if args.released.schedule_every == "step" or number % (len(plan) // args.num_epochs) == 0:
+                if not (self.halted and phase.name == FORGET):
+                    record = {"step": number, "phase": phase.name, "lr": schedule.get_last_lr()[0]}
+                    record |= self._step(phase, next(loaders[phase.name]), number)
+                    self.losses[phase.name] = record["loss"]
+                    record["seconds"] = round(time.monotonic() - self.started, 3)
+                    if acc.is_main_process:
+                        log.write(json.dumps(record) + "\n")
+                        log.flush()
+                    track(record)
+                if args.released.schedule_every == "step" or number % per_epoch == 0:
                     schedule.step()
-                self.losses[phase.name] = record["loss"]
-                record["seconds"] = round(time.monotonic() - self.started, 3)
-                if acc.is_main_process:
-                    log.write(json.dumps(record) + "\n")
-                    log.flush()
                 bar.update()
                 bar.set_postfix({name: f"{loss:.3g}" for name, loss in self.losses.items()}, refresh=False)
                 if number < len(plan) and self.state.wanted(number):
-                    self.state.keep(number, {"schedule": schedule.state_dict(), "losses": self.losses})
-        self.manifest["steps"] = len(plan)
+                    content = {"schedule": schedule.state_dict(), "losses": self.losses}
+                    self.state.keep(number, content | {"halted": self.halted})
+        self.manifest |= {"steps": len(plan)} | ({"halted": self.halted} if self.halted else {})
 
     def _step(self, phase: Phase, forwards: list[tuple[Batch, bool]], number: int) -> dict[str, float]:
         """One optimizer step on one global batch; returns its loss and gradient norm."""
@@ -247,20 +255,28 @@ class Trainer:
             lora.choose(self.parameters, forget=mask is not None)
             mask = None  # it is in the forget adapter's forward
         total, count = torch.zeros((), device=acc.device), 0
+        nll: list[torch.Tensor] = []
         for k, (batch, counts) in enumerate(forwards):
             last = k == len(forwards) - 1
             # what is cut is summed at once: kept back, each process would hold a gradient of all weights
+            batch = batch.to(acc.device)
             with nullcontext() if last or acc.is_fsdp2 else acc.no_sync(self.model):
                 with models.autocast(self.dtype):
-                    terms = phase.loss(self.model, batch.to(acc.device))  # (N,)
+                    terms = phase.loss(self.model, batch)  # (N,)
                 value = terms.sum() * (1.0 if counts else 0.0)
                 acc.backward(value)
             total, count = total + value.detach(), count + (terms.numel() if counts else 0)
+            nll += [batch.nll] if counts else []
         total, count = acc.reduce(
             torch.stack([total.double(), total.new_tensor(count).double()]), "sum"
         ).tolist()
         if not math.isfinite(total) or count == 0:
             self._diverged(phase, forwards, number, total)
+        record = {"loss": total / count, "terms": int(count)}
+        if self.args.max_forget_loss and phase.name == FORGET:
+            record["ce"] = self._cross_entropy(nll)
+            if record["ce"] > self.args.max_forget_loss:
+                return record | self._halt(number, record["ce"])
         # DDP has averaged the gradients of sums over the processes; what the step follows is the mean over
         # all terms
         scale = acc.num_processes / count
@@ -283,7 +299,26 @@ class Trainer:
         else:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {"loss": total / count, "terms": int(count), "grad_norm": norm}
+        return record | {"grad_norm": norm}
+
+    def _cross_entropy(self, nll: list[torch.Tensor]) -> float:
+        """CE of a global batch: the mean over the labelled tokens of all its forwards and processes."""
+        import torch
+
+        tokens = torch.cat(nll).double() if nll else torch.zeros(0, device=self.accelerator.device).double()
+        total = torch.stack([tokens.sum(), tokens.new_tensor(len(tokens))])
+        total, count = self.accelerator.reduce(total, "sum").tolist()
+        return total / count
+
+    def _halt(self, number: int, ce: float) -> dict[str, bool]:
+        """From this forget step on, which is not taken, there are none."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.halted = {"step": number, "ce": ce}
+        self.say(
+            f"\nno more forget steps from step {number} on: CE(forget) is {ce:.3g}, above --max_forget_loss"
+            f" {self.args.max_forget_loss:g}"
+        )
+        return {"taken": False}
 
     def _diverged(self, phase: Phase, forwards, number: int, value: float) -> None:
         ids = [i for batch, _ in forwards for i in batch.ids]
@@ -321,6 +356,9 @@ class Trainer:
             else:
                 lora.save_adapter(model, self.vanilla, self.partial, self.save_dtype)
             self.processor.save_pretrained(self.partial)
+            if time.monotonic() - self.started > tracking.LONG:
+                records = [json.loads(line) for line in (self.partial / "log.jsonl").open(encoding="utf-8")]
+                tracking.draw_losses(records, self.partial / tracking.PICTURE)
             self.manifest |= {"final_losses": self.losses, **checkpoint.cost(self.started)}
             checkpoint.write_json(self.partial / "run.json", self.manifest)
             folders.publish(self.partial, self.args.save_dir)

@@ -13,10 +13,11 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from data_process.coverage import HEAT, INK, new_figure, plain
+from data_process.coverage import HEAT
 from eval.results.compare import title, vanilla_row
 from eval.results.read import Result
 from eval.tasks import METRICS, arrow
+from utils.figures import INK, new_figure, plain
 
 if TYPE_CHECKING:
     import pandas as pd
