@@ -62,19 +62,23 @@ class Stream:
             number, offset = number + 1, 0
 
 
+def forwards(whole: list[Sample], process: int, processes: int, size: int) -> list[list[Sample]]:
+    """A process's share of a global batch, cut into forwards. Every process has as many, some of them perhaps
+    empty, since engines that cut weights over processes gather them for each forward."""
+    share, most = whole[process::processes], math.ceil(len(whole) / processes)
+    return [share[i : i + size] for i in range(0, most, size)]
+
+
 def loader(
     args, acc: Accelerator, stream: Iterator[list[Sample]], collate: Collator
 ) -> Iterator[list[tuple[Batch, bool]]]:
     """This process's share of each global batch, cut into forwards and collated (by --num_workers threads
-    ahead). Each batch comes with whether its terms count."""
+    ahead). Each batch comes with whether its terms count: a process that has no more samples takes part in a
+    forward with one whose terms do not."""
 
     def mine(whole: list[Sample]) -> list[tuple[Batch, bool]]:
-        # a process without samples still takes part in the step: with a sample whose terms do not count
-        share = whole[acc.process_index :: acc.num_processes]
-        counts = bool(share)
-        share = share or whole[:1]
-        size = args.batch_size
-        return [(collate(share[i : i + size]), counts) for i in range(0, len(share), size)]
+        parts = forwards(whole, acc.process_index, acc.num_processes, args.batch_size)
+        return [(collate(part or whole[:1]), bool(part)) for part in parts]
 
     return ahead(mine, stream, args.num_workers)
 

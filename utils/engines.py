@@ -66,8 +66,13 @@ WHY_NOT = {
 
 
 def check(problems: Problems) -> None:
-    """Add a problem for an engine, or a setting of it, that nothing here can train under."""
+    """Add a problem for an engine, or a setting of it, that nothing here can train under.
+
+    Every process reads whole models, whatever the launcher says: with its ram-efficient loading all but one
+    would hold unset memory, also of models that are never cut.
+    """
     run = engine()
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     if run.kind in WHY_NOT:
         problems.add(
             f"accelerate launch: {run.title} {WHY_NOT[run.kind]}; use --config_file configs/4gpu_fsdp2.yaml"
@@ -97,7 +102,7 @@ def accelerator() -> Accelerator:
             f"error: {started} processes were started, but they do not work together; on CPUs launch with"
             " ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
         )
-    if engine().sharded and acc.distributed_type is DistributedType.MULTI_CPU:
+    if engine().sharded and acc.device.type == "cpu":
         # accelerate shards on GPUs only and would go on with DDP without a word; torch shards on CPUs as well
         acc.state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         acc.state.fsdp_plugin = FullyShardedDataParallelPlugin()

@@ -28,7 +28,7 @@ from torch.optim.adamw import adamw
 
 from utils import eight_bit
 from utils.masks import every_bit, pieces
-from utils.shards import local
+from utils.shards import local, span
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -64,7 +64,7 @@ class AdamW(torch.optim.AdamW):
                     whole.add(id(p))
                 else:
                     # the same numbers are drawn after a stop, and whatever else draws some
-                    self._step_in_pieces(group, p, mask, seed=number * 1_000_003 + place)
+                    self._step_in_pieces(group, p, mask, seed=number * 1_000_003 + place + span(p)[0])
         if whole:
             self._step_whole(whole)
 
@@ -156,13 +156,23 @@ class AdamW(torch.optim.AdamW):
             self.memory[key] = torch.empty(like.numel(), dtype=dtype, device=like.device)
         return self.memory[key][: like.numel()].view(like.shape)
 
+    def state_dict(self) -> dict:
+        """Of cut weights, also the state of those without a gradient so far, all 0: torch's checkpoints of
+        them are read for every weight."""
+        for p in (p for group in self.param_groups for p in group["params"]):
+            if local(p) is not p:
+                self._state(p)
+        return super().state_dict()
+
     def load_state_dict(self, state_dict: dict) -> None:
         """torch casts moments to their weights' precision; ours stay what they were."""
         super().load_state_dict(state_dict)
-        order = [p for group in self.param_groups for p in group["params"]]
-        for number, kept in state_dict["state"].items():
+        # numbers or, in checkpoints of cut weights, names
+        order = [key for group in state_dict["param_groups"] for key in group["params"]]
+        for key, p in zip(order, (p for group in self.param_groups for p in group["params"])):
+            kept = state_dict["state"].get(key, {})
             for name in kept.keys() & {*MOMENTS, *eight_bit.SCALES.values()}:
-                self.state[order[number]][name] = kept[name].to(order[number].device, copy=True)
+                self.state[p][name] = kept[name].to(p.device, copy=True)
 
 
 def _round_at_random(x: torch.Tensor, random: torch.Generator) -> torch.Tensor:

@@ -7,7 +7,6 @@ sample, or a hidden state per answer token (1/8 of the logits of a 7B LLaVA) and
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -52,12 +51,14 @@ class AnswerStates:
     """
 
     def __init__(self, args, frozen: Trainer | str, samples: list[Sample]):
+        from utils.shards import whole
+
         self.by_id: dict[str, torch.Tensor] = {}
-        self.head: torch.nn.Module | None = None
+        self.head: list[torch.Tensor] = []  # weight and, perhaps, bias
 
         def keep(model, batch: Batch) -> None:
-            # a copy: the weights may train, or be views into the mapped file of the whole model
-            self.head = self.head or copy.deepcopy(model.get_output_embeddings())
+            # copies: the weights may train, or be views into the mapped file of the whole model
+            self.head = self.head or [whole(p).clone() for p in model.get_output_embeddings().parameters()]
             states, rows = label_states(model, batch)  # (N, H), (N,)
             for row, sample_id in enumerate(batch.ids):
                 self.by_id[sample_id] = states[rows == row].cpu()
@@ -67,11 +68,13 @@ class AnswerStates:
     def log_probs(self, batch: Batch) -> torch.Tensor:
         """(N, V) in fp32, in the order of utils.losses.label_logits."""
         import torch
+        import torch.nn.functional as F
 
         device = batch.labels.device
         states = torch.cat([self.by_id[i] for i in batch.ids]).to(device)
         with torch.no_grad():
-            return self.head.to(device)(states).float().log_softmax(dim=-1)
+            self.head = [p.to(device) for p in self.head]
+            return F.linear(states, *self.head).float().log_softmax(dim=-1)
 
 
 def _go_over(args, frozen: Trainer | str, samples: list[Sample], keep: Callable) -> None:

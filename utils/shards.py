@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -34,15 +35,23 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def reshard(model: torch.nn.Module) -> None:
+    """Let go of what a forward pass has gathered: until then the modules hold other parameters than the cut
+    ones, and what is said of those, as whether they train, is lost."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def whole_weights(
-    model: torch.nn.Module, state: Mapping[torch.Tensor, dict], keep: bool
+    parameters: Mapping[str, torch.Tensor], state: Mapping[torch.Tensor, dict], keep: bool
 ) -> dict[str, torch.Tensor]:
-    """{name: whole weight or buffer on the CPU}, weights in fp32 with what compensation holds of them.
+    """{name: whole weight in fp32 on the CPU, with what compensation holds of it}.
 
     state: the optimizer's, by parameter. keep: False for the processes that only take part; they get nothing.
     """
-    found = {name: buffer.cpu() for name, buffer in model.named_buffers()} if keep else {}
-    for name, p in model.named_parameters():  # one after the other: a GPU holds one whole weight
+    found = {}
+    for name, p in parameters.items():  # one after the other: a GPU holds one whole weight
         exact = p.detach().to(torch.float32)
         if "compensation" in state.get(p, {}):
             exact = exact + state[p]["compensation"].to(torch.float32)

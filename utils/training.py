@@ -172,9 +172,12 @@ class Trainer:
     @contextmanager
     def vanilla_model(self) -> Iterator[torch.nn.Module]:
         """The model in eval mode as it was loaded: without its adapter, or before the first step."""
+        from utils.shards import reshard
+
         model = self.accelerator.unwrap_model(self.model)
         with model.disable_adapter() if self.args.lora else nullcontext():
             yield model.eval()
+            reshard(model)
         model.train()
 
     # ------------------------------------------------------------ the loop
@@ -342,8 +345,10 @@ class Trainer:
         acc = self.accelerator
         model, state = acc.unwrap_model(self.model), self.optimizer.optimizer.state
         self.update.join()
-        # what each process holds of a cut weight is a part
-        weights = whole_weights(model, state, keep=acc.is_main_process) if acc.is_fsdp2 else None
+        weights = None
+        if acc.is_fsdp2:  # what each process holds of a weight is a part; an adapter's base is read anew
+            parts = {n: p for n, p in self.parameters.items() if p.requires_grad}
+            weights = whole_weights(parts, state, keep=acc.is_main_process)
         if acc.is_main_process:
             if weights is not None:
                 model = self._assembled(model, weights)
@@ -375,9 +380,12 @@ class Trainer:
         return model
 
     def _assembled(self, model, weights: dict[str, torch.Tensor]):
-        """A model that is not cut, of the same configuration, with these weights."""
+        """A model that is not cut, of the same configuration, with these weights; on the meta device what no
+        file holds: an adapter's base, and buffers that are computed."""
         fresh = self._adapt(models.hollow(model))
-        fresh.load_state_dict(weights, assign=True, strict=False)  # buffers that no file holds are left out
+        saved = fresh.state_dict().keys() - dict(fresh.named_parameters()).keys()
+        weights |= {n: b.cpu() for n, b in model.named_buffers() if n in saved}
+        fresh.load_state_dict(weights, assign=True, strict=False)
         fresh.tie_weights()
         return fresh
 
