@@ -656,6 +656,77 @@ def test_any_cells_are_read_or_refused(whole, tmp_path, skip):
     any_cells()
 
 
+@given(st.lists(st.text(min_size=1, max_size=6) | st.integers(0, 999).map(str), min_size=5, max_size=5))
+def any_people(whole, work, ids):
+    """The same new ID for a person in all tables: everybody is told apart, or they are not people."""
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(whole, work)
+    new = dict(zip([*NAMES, "Kal_Penn"], ids))
+    for table in work.glob("MLL*/*"):
+        change(table, renamed(new))
+    found, problems = read("mllmu", work)
+    assert all("\n" not in line and line.startswith("--data_split_dir: ") for line in problems), problems
+    if not problems:
+        assert len({item.person for item in found["full_set"]}) == 4
+        gone = {item.person for item in found["forget"]}
+        assert len(gone) == 1 and not gone & {s.person for s in found["reference"] + found["retain"]}
+        assert {q.person for q in found["questions test"]} == gone
+        assert len(found["reference"]) == 3 * 3
+
+
+@given(st.lists(st.integers(0, 79), unique=True, max_size=40))
+def any_rows_missing(whole, work, gone):
+    """Text questions of `full+tofu` that name somebody are theirs, whichever rows are missing or empty."""
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(whole / "CLEAR", work / "CLEAR")
+    rows = read_table(work / "CLEAR" / "full+tofu")
+    for k in gone[::2]:
+        rows[8 + k] |= {"question": None, "answer": None}
+    write_table(work / "CLEAR" / "full+tofu", [row for k, row in enumerate(rows, -8) if k not in gone[1::2]])
+    bench = CLEARBench(str(work), 1, Problems(), skip_bad_rows=True)
+    samples = [sample for sample in bench.finetune() if sample.picture is None]
+    assert len(samples) == 80 - len(gone) and not bench.problems.lines
+    for sample in samples:
+        named = [name for name in NAMES.values() if name in sample.question]
+        assert not named or sample.person == named[0], sample
+
+
+@given(st.dictionaries(st.sampled_from([*"ABCDab", "E ", "x1", ""]), st.none() | TEXTS, max_size=5), TEXTS)
+def any_options(whole, work, choices, letter):
+    """A multiple-choice question that is asked has a question, a right option, and another one."""
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(whole, work)
+    make = mcq(Options=json.dumps(choices), Correct_Answer=letter)
+    as_text = lambda row: {"Classification_Task": json.dumps(make(row)["Classification_Task"])}
+    change(work / EVAL, as_text)
+    bench = MLLMUBench(str(work), 5, Problems())
+    asked = [q for q in bench.questions("forget", 1) if q.task == "classification"]
+    assert len(asked) == 3 or len(bench.problems.lines) == 1, bench.problems.lines
+    for q in asked:
+        assert q.question.strip() and q.options[q.truth].strip() and len(set(q.options.values())) > 1
+        assert all(len(name) == 1 and name == name.upper() for name in q.options)
+
+
+@pytest.mark.parametrize("what", [any_people, any_rows_missing, any_options], ids=lambda what: what.__name__)
+def test_anything_at_all(what, whole, tmp_path):
+    print(f"HOSTILE_SEED={SEED}")
+    few(seed(SEED)(what))(whole, tmp_path / "data")
+
+
+def test_portraits_of_odd_tables(data):
+    """A page shows whom the readers show; it needs no picture."""
+    from eval.results.portraits import Portrait, portraits
+
+    there = {Portrait("forget_5", "004"), Portrait("retain_95", "2"), Portrait("Test_Set", "004", 1)}
+    gone = {Portrait("Full_Set", "001"), Portrait("Retain_Set", "Kal_Penn"), Portrait("forget_5", "9")}
+    folder = data / "MLLMU-Bench"
+    change(folder / "forget_5", cell("image", lambda c: c["bytes"]))
+    change(folder / "retain_95", cell("ID", int))
+    change(folder / "Full_Set", cell("image", lambda _: None))
+    FILES["broken inside"](folder / "Retain_Set")
+    assert portraits(folder, there | gone).keys() == there
+
+
 # ---------------------------------------------------------------- every command that reads tables
 SCRIPTS = [
     str(path.relative_to(ROOT))
