@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import adapters, cli, engines, fitting, folders, lora, models, state, tracking
+from utils import adapters, cli, dry_run, engines, fitting, folders, lora, models, state, tracking
 from utils.data import Sample
 from utils.released import PAPER
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
-    """Stop with all mistakes, or say what is run, on what. Torch is imported for a mask and for a family
-    outside the table, and, when nothing was found, to ask the processor whether the data fit. Sets args.mask,
-    for Trainer.load_mask; leaves bad rows out of `data` with --skip_bad_rows."""
+    """Stop with all mistakes, or say what is run, on what; with --dry_run stop there, too. Torch is imported
+    for a mask and for a family outside the table, and, when nothing was found, to ask the processor whether
+    the data fit. Sets args.mask, for Trainer.load_mask; leaves bad rows out of `data` with
+    --skip_bad_rows."""
     engines.check(args.problems)
     for flag, name in args.models.items():
         models.check_model(name, flag, args.problems)
@@ -56,15 +57,26 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
     fitting.check_samples(args, data)
     if trains and args.resume:
         state.check_data(args, data)
-    if not cli.main_process():
-        return
+    if not args.dry_run:
+        dry_run.check_fits(args, data)
+        args.problems.stop()
+    if cli.main_process():
+        _say(args, data, [*bench.notes, *notes], bench)
+    if args.dry_run:
+        raise SystemExit(0)
+
+
+def _say(args, data: dict[str, list[Sample]], notes: list[str], bench: Bench) -> None:
+    """What is run, on what; with --dry_run the plan, too."""
     for name, value in cli.settings(args).items():
         if value != args.defaults[name]:
             print(f"--{name} {value}")
-    for line in [*bench.notes, *notes]:
+    for line in notes:
         print(f"note: {line}")
     for name, samples in data.items():
         print(f"{name}: {bench.describe(samples)}")
+    if args.dry_run:
+        print("\n".join(dry_run.Plan(args, data).lines()))
 
 
 def _check_masked_adapter(args) -> None:

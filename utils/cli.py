@@ -372,6 +372,7 @@ def add_lora_args(p: argparse.ArgumentParser, default: bool) -> None:
 
 def add_train_args(p: argparse.ArgumentParser) -> None:
     """Where the run is saved, optimizer, schedule, loss tokens, seed, and how it is logged and continued."""
+    p.set_defaults(task="training")
     g = p.add_argument_group("training")
     g.add_argument("--save_dir", required=True, help="folder for the resulting model")
     g.add_argument(
@@ -465,6 +466,12 @@ def _last_group(p: argparse.ArgumentParser, *switches: str):
             f"--{switch.name}", type=choice(*values), default=switch.default, metavar="|".join(values),
             help=f"{switch.metadata['help']}; default {switch.default}",
         )  # fmt: skip
+    flag(
+        g,
+        "--dry_run",
+        default=False,
+        help="print the plan (steps, weights, memory, disk, which GPUs fit) and stop; default False",
+    )
     return g
 
 
@@ -540,6 +547,7 @@ def add_released_mask_args(p: argparse.ArgumentParser) -> None:
 
 def add_mask_args(p: argparse.ArgumentParser) -> None:
     """What a mask is made with: Fisher kind, batch, threshold, how many weights at a time."""
+    p.set_defaults(task="masks")
     g = p.add_argument_group("saliency")
     g.add_argument("--save_dir", required=True, help="folder for the mask files")
     g.add_argument(
