@@ -159,10 +159,10 @@ def results_of(folder: Path) -> list[Path]:
 
 def is_whole(results: Path) -> bool:
     """Whether a file is such results as lmms-eval writes."""
-    content, names = read_json(results), ("results", "config", "n-samples", "n-shot")
-    return all(isinstance(content.get(name), dict) for name in names) and all(
-        isinstance(found, dict) for found in content["results"].values()
-    )
+    content = read_json(results)
+    parts = [content.get(name) for name in ("results", "config", "n-samples", "n-shot")]
+    whole = all(isinstance(part, dict) for part in parts)
+    return whole and all(isinstance(found, dict) for found in parts[0].values())
 
 
 def beside(results: Path, name: str) -> Path:
@@ -190,7 +190,8 @@ def compare(after: Path, folder: Path) -> None:
 
     made = read_json(folder / "run.json").get("arguments")
     made = made if isinstance(made, dict) else {}
-    vanilla = models.local_folder(str(made.get("vanilla_dir") or made.get("model_id") or ""))
+    name = made.get("vanilla_dir") or made.get("model_id")
+    vanilla = models.local_folder(str(name)) if name else None
     rows, earlier = [], results_of(vanilla) if vanilla else []
     for broken in (run for run in earlier if not is_whole(run)):
         print(f"note: {broken} holds no results of lmms-eval; take it away")

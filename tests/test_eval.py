@@ -509,10 +509,14 @@ def test_one_worker_per_gpu(monkeypatch):
 
 
 def test_a_worker_that_fails(evaluate, tiny, tmp_path, capfd):
-    """A model that cannot be loaded: one line, no traceback, and nothing that looks like a result."""
-    shutil.copytree(tiny["llava"], tmp_path / "broken")
-    (tmp_path / "broken" / "model.safetensors").write_bytes(b"not weights")
-    with pytest.raises(SystemExit, match="error: cannot load the model"):
+    """A model whose weights are no numbers, which only its worker sees: one line, no traceback, and nothing
+    that looks like a result."""
+    from safetensors.torch import load_file, save_file
+
+    file = Path(shutil.copytree(tiny["llava"], tmp_path / "broken")) / "model.safetensors"
+    weights = {name: tensor * float("nan") for name, tensor in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(SystemExit, match=r"error: .*: NaN or infinity in .* \(worker [01]\)"):
         evaluate("x", evaluated_model=tmp_path / "broken", gpus="0,0")
     assert "Traceback" not in capfd.readouterr().err
     assert not (tmp_path / "x" / "zero_shot" / "forget05").exists()

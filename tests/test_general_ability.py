@@ -196,6 +196,18 @@ def test_numbers_stand_beside_those_of_the_vanilla_model(model, stand_in, monkey
     measure(vanilla, "000002", "0.8")  # the last one counts
     row, said = measure(folder, "000003", "0.6")
     assert row == ["pope", "acc", "2", "0.6000", "0.8000", "-0.2000"] and "warning" not in said
+    garbage = [
+        b"",
+        b'{"results": {',
+        b"\x00\xff",
+        b"[1]",
+        b'{"results": {"pope": 1}, "config": {}}',
+        b'{"results": [1]}',
+    ]
+    for k, content in enumerate(garbage):  # later than what counts
+        (vanilla / "general" / "runs__model" / f"20260101_00001{k}_results.json").write_bytes(content)
+    row, said = measure(folder, "000005", "0.6")
+    assert row[4:] == ["0.8000", "-0.2000"] and said.count("holds no results of lmms-eval; take it away") == 6
     monkeypatch.setenv("REPLY", "")
     row, said = measure(folder, "000004", "0.6", "--limit", 20)
     assert row[4:] == ["", ""] and f"note: pope: no equal run on {vanilla}" in said
