@@ -113,6 +113,21 @@ def test_resume_of_a_masked_adapter(train_args, masks, tmp_path):
     assert update["moved"] > 0.5
 
 
+def test_a_kept_state_holds_the_adapters_alone(train_args, masks, tmp_path):
+    from safetensors.torch import load_file
+
+    argv = train_args(
+        lora=True, save_steps=1, batch_size=30, grad_mask_path=masks("llava") / "mllmu_both_mask.pt"
+    )
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, 3)
+        run_script(MANIFOLD, *argv)
+    (file,) = tmp_path.glob(".run.partial/*/model.safetensors")
+    names = set(load_file(file))
+    assert names and all(".lora_" in name for name in names)
+    assert {name.split(".")[-2] for name in names} == {"default", lora.FORGET}
+
+
 def test_a_masked_adapter_in_two_processes(masks, tiny, nano, tmp_path):
     argv = [
         "--model_id", tiny["llava"], "--data_split_dir", nano / "MLLMMU-Bench", "--forget_ratio", RATIO,

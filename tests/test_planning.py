@@ -53,6 +53,10 @@ def test_lora_and_what_waits():
     found = training(SIZED, Setting("bf16", lora=models.PARTS), NOTHING, Spread())
     assert found.weights == 2 * 7e9 + 4 * adapter
     assert (found.gradients, found.moments, found.compensation) == (4 * adapter, 8 * adapter, 0)
+    two = training(SIZED, Setting("bf16", lora=models.PARTS, masked=8, quantized=True), NOTHING, Spread())
+    assert two.moments == 2 * found.moments and two.weights == pytest.approx(
+        7e9 * planning.NF4 + SIZED.root * (2 - planning.NF4) + 8 * adapter
+    )
     waits = training(SIZED, Setting("bf16", accumulates=True), NOTHING, Spread())
     assert waits.waiting == 2 * 7e9 and waits.peak == pytest.approx(waits.stays + 14e9, rel=0.02)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,8 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
             f"--moments: {args.moments} has no effect with --rounding nearest, whose moments have"
             " their weights' precision; leave one of the two out"
         )
+    if args.quantize != "none":
+        _check_quantize(args)
     if not args.merge and not args.lora:
         args.problems.add("--merge: False saves an adapter alone, and --lora False trains none")
     args.mask = read_mask(args, bench) if args.grad_mask_path else None
@@ -77,6 +80,19 @@ def _say(args, data: dict[str, list[Sample]], notes: list[str], bench: Bench) ->
         print(f"{name}: {bench.describe(samples)}")
     if args.dry_run:
         print("\n".join(dry_run.Plan(args, data).lines()))
+
+
+def _check_quantize(args) -> None:
+    """--quantize: under an adapter, of a model in files of its own, with bitsandbytes."""
+    add, vanilla = lambda why: args.problems.add(f"--quantize: {why}"), args.vanilla_dir or args.model_id
+    if not args.lora:
+        add("quantized weights are not trained; give --lora True")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        add("needs the package bitsandbytes: pip install bitsandbytes")
+    if adapters.is_adapter(vanilla or ""):
+        add(f"{vanilla} is an adapter folder, which is merged in fp32; give a merged model (--merge True)")
+    if engines.engine().sharded:
+        add("FSDP2 does not cut weights in 4 bits; use DDP or one process")
 
 
 def _check_masked_adapter(args) -> None:

@@ -286,7 +286,7 @@ def settings(args: argparse.Namespace) -> dict[str, object]:
 def add_model_args(p: argparse.ArgumentParser, vanilla: bool = True) -> None:
     """--model_id and, with `vanilla`, --vanilla_dir; precision and attention."""
     # what shared code finds where a script has no such flag
-    p.set_defaults(vanilla_dir=None, grad_mask_path=None, lora=False, merge=True)
+    p.set_defaults(vanilla_dir=None, grad_mask_path=None, lora=False, merge=True, quantize="none")
     g = p.add_argument_group("model")
     add_model_flag(g, "--model_id", required=True, help="original model: a folder or a Hugging Face id")
     if vanilla:
@@ -490,6 +490,13 @@ def add_released_train_args(p: argparse.ArgumentParser, *own: str, forgets: bool
         "--merge",
         default=True,
         help="merge the adapter into the saved weights; default True; False: save it alone, in peft's format",
+    )
+    g.add_argument(
+        "--quantize",
+        type=choice("none", "4bit"),
+        default="none",
+        help="frozen weights under an adapter; default none; 4bit: NF4 of bitsandbytes (QLoRA), a quarter of"
+        " bf16's memory",
     )
     g.add_argument(
         "--gradient_accumulation_steps",

@@ -114,6 +114,7 @@ def read_setting(args) -> Setting:
         moments="bf16" if nearest else args.moments,
         lora=() if not args.lora else models.PARTS if args.lora_parts == "both" else (args.lora_parts,),
         masked=args.mask.count()[1] if args.mask else 0,
+        quantized=args.quantize == "4bit",
         accumulates=args.gradient_accumulation_steps > 1,
         **common,
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import Accelerator
     from peft import PeftModel
     from peft.tuners.lora import LoraLayer
     from transformers import PreTrainedModel
@@ -73,6 +74,21 @@ def save_adapter(adapted: PeftModel, base: str, folder: Path, dtype: torch.dtype
     weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     weights = {name: w.to("cpu", dtype) for name, w in weights.items()}
     adapted.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
+
+
+def keep_adapters_alone(accelerator: Accelerator) -> None:
+    """Let a kept training state hold the adapters without the frozen weights. (Under FSDP2 it holds all.)"""
+    from safetensors.torch import load_file
+
+    def save(_, weights: list[dict], folder: str) -> None:
+        weights[:] = [{name: w for name, w in kept.items() if ".lora_" in name} for kept in weights]
+
+    def load(adapted: list[PeftModel], folder: str) -> None:
+        while adapted:  # what is left in the list would be loaded whole
+            adapted.pop().load_state_dict(load_file(Path(folder) / "model.safetensors"), strict=False)
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
 
 
 def adapted_layers(adapted: PeftModel) -> dict[str, LoraLayer]:

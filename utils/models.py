@@ -354,11 +354,21 @@ def autocast(dtype: str):
 
 
 def load_model(
-    name: str, dtype: str = "auto", attn: str = "sdpa", processor: ProcessorMixin | None = None
+    name: str,
+    dtype: str = "auto",
+    attn: str = "sdpa",
+    processor: ProcessorMixin | None = None,
+    quantize: str = "none",
 ) -> PreTrainedModel:
-    """The model on the CPU, an adapter merged. Raises SystemExit naming the model when it is not there, of no
-    use, not whole, or when its weights are no numbers, or no embeddings for all tokens of the processor."""
-    model = (_load_adapter if adapters.is_adapter(name) else _load_whole)(name, dtype, attn)
+    """The model on the CPU (quantized: on the GPU, if there is one), an adapter merged.
+
+    Raises SystemExit naming the model when it is not there, of no use, not whole, or when its weights are no
+    numbers, or no embeddings for all tokens of the processor.
+    """
+    if adapters.is_adapter(name):
+        model = _load_adapter(name, dtype, attn)
+    else:
+        model = _load_whole(name, dtype, attn, quantize)
     tokens, rows = len(processor.tokenizer) if processor else 0, len(model.get_input_embeddings().weight)
     if tokens > rows:
         raise SystemExit(f"error: {name} has embeddings for {rows} tokens, its tokenizer has {tokens}")
@@ -379,11 +389,18 @@ def _load_adapter(folder: str, dtype: str, attn: str) -> PreTrainedModel:
     return model
 
 
-def _load_whole(name: str, dtype: str, attn: str) -> PreTrainedModel:
+def _load_whole(name: str, dtype: str, attn: str, quantize: str) -> PreTrainedModel:
+    import torch
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
     from transformers.utils import logging
 
+    options = {}
+    if quantize == "4bit":  # as QLoRA has it (arXiv 2305.14314): NF4, its scales quantized, too
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "mixed" else pick_dtype(dtype),
+        )  # fmt: skip
     logging.disable_progress_bar()  # one bar a second for loading says nothing; ours show the work
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -394,7 +411,7 @@ def _load_whole(name: str, dtype: str, attn: str) -> PreTrainedModel:
                 raise SystemExit(f"error: {name}: {why}")
         model, info = AutoModelForImageTextToText.from_pretrained(
             name, dtype=pick_dtype(dtype), attn_implementation=attn, output_loading_info=True,
-            ignore_mismatched_sizes=True,
+            ignore_mismatched_sizes=True, **options,
         )  # fmt: skip
     except (OSError, ValueError, SafetensorError, ImportError) as why:
         if "scaled_dot_product_attention yet" in str(why):
@@ -413,6 +430,9 @@ def _load_whole(name: str, dtype: str, attn: str) -> PreTrainedModel:
             f"error: {name}: {weight} has shape {list(stored)} in its files and {list(expected)} by its"
             " config.json"
         )
+    if quantize == "4bit":
+        for module in model.modules():  # some CPUs' format for inference, which a forward in eval mode takes
+            module.support_avx512bf16_for_cpu = False  # on, has no backward
     return model
 
 

@@ -36,6 +36,7 @@ SAVED = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 PIECE = 1 << 26  # weights that a step works on at a time, on a GPU (utils/masks.py)
 SCRATCH = 16  # bytes of each of them
+NF4 = 0.52  # bytes of a weight in 4 bits, with its share of the quantized scales
 ADAPTED = {"cuda": 5, "cpu": 8}  # of an adapter's input, kept in fp32 with the mask of its dropout
 
 
@@ -88,6 +89,7 @@ class Setting:
     moments: str = "fp32"
     lora: tuple[str, ...] = ()  # the parts that have adapters; none: all weights train
     masked: int = 0
+    quantized: bool = False  # frozen weights of the layers in 4 bits
     batch: int = 4
     checkpointing: bool = False
     accumulates: bool = False
@@ -130,6 +132,11 @@ class Memory:
         return self.stays + self.gradients
 
 
+def adapters(model: Model, how: Setting) -> int:
+    """Weights of the adapters: two under a mask."""
+    return model.adapter * (2 if how.masked else 1)
+
+
 # ---------------------------------------------------------------- memory
 def training(model: Model, how: Setting, lengths: Lengths, spread: Spread) -> Memory:
     """Of one device while it trains."""
@@ -139,8 +146,10 @@ def training(model: Model, how: Setting, lengths: Lengths, spread: Spread) -> Me
     if spread.kind == "fsdp2":
         # whole on every device: what lies outside all layers, the layer at work and the one fetched ahead
         weights += (model.root + 2 * model.unit) * kept.weight
+    if how.quantized:
+        weights -= (model.all - model.root) * (kept.weight - NF4)
     if how.lora:
-        trained, of = model.adapter, ADAPTER
+        trained, of = adapters(model, how), ADAPTER
         weights += trained * of.weight * share
     else:
         trained, of = model.all, kept
@@ -200,7 +209,13 @@ def saved_by_layer(of: Layers, how: Setting, part: str) -> int:
     mlp = (4 if of.gated else 3) * of.mlp * number
     if how.lora:
         inputs = ((6 if of.gated else 5) * of.width + of.mlp) * (part in how.lora)
-        return 8 * of.width + attention + mlp - of.mlp * number + ADAPTED[how.device] * inputs
+        return (
+            8 * of.width
+            + attention
+            + mlp
+            - of.mlp * number
+            + ADAPTED[how.device] * inputs * (2 if how.masked else 1)
+        )
     if not of.rms:  # the input, and the output, which the linear layers keep
         norms = 24 if how.precision == "mixed" else 4 * number
     else:  # computed in fp32; mixed: each linear layer behind one keeps a copy of its own in bf16
@@ -233,10 +248,9 @@ def activations(model: Model, how: Setting, lengths: Lengths) -> float:
 def disk(model: Model, how: Setting, save_dtype: str) -> dict[str, float]:
     """Bytes of the saved model, of an adapter alone, and of a training state."""
     kept = ADAPTER if how.lora else TRAINED[how.precision]
-    trained = model.adapter if how.lora else model.all
-    state = model.all * TRAINED[how.precision].weight + trained * (MOMENTS[how.moments] + kept.compensation)
+    trained = adapters(model, how) if how.lora else model.all
     return {
         "model": model.all * SAVED[save_dtype],
         "adapter": model.adapter * ADAPTER.weight,
-        "state": state + model.adapter * ADAPTER.weight,
+        "state": trained * (kept.weight + MOMENTS[how.moments] + kept.compensation),
     }

@@ -101,7 +101,7 @@ class Trainer:
         set_seed(args.seed)
         self.vanilla = args.vanilla_dir or args.model_id
         self.processor = args.processor
-        model = models.load_model(self.vanilla, dtype, args.attn, self.processor)
+        model = models.load_model(self.vanilla, dtype, args.attn, self.processor, args.quantize)
         self.family = models.family_of(model)
         weights = dict(model.named_parameters())
         self.update = UpdateSample({} if args.lora else weights)
@@ -126,6 +126,8 @@ class Trainer:
             )
         self.model, self.optimizer = engines.prepare(self.accelerator, model.train(), self.optimizer)
         self.accelerator.register_for_checkpointing(self.update)
+        if args.lora:
+            lora.keep_adapters_alone(self.accelerator)
         self.parameters = dict(self.accelerator.unwrap_model(self.model).named_parameters())
         self.partial = folders.partial_folder(args.save_dir)
         self.manifest = checkpoint.manifest(args, data, self.accelerator) | {"vanilla": self.vanilla}
@@ -390,8 +392,8 @@ class Trainer:
         return fresh
 
     def _merged(self, adapted) -> PreTrainedModel:
-        """The vanilla model, read anew in fp32 (it may have been rounded for training), with the adapter
-        merged."""
+        """The vanilla model, read anew in fp32 (for training it may have been rounded or quantized), with the
+        adapter merged."""
         from utils.update import UpdateSample
 
         model = models.load_model(self.vanilla, "fp32", self.args.attn)
