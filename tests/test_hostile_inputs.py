@@ -213,6 +213,7 @@ TABLES = {
     "ID blank": (TRAIN, cell("ID", lambda _: "  "), "an empty text in ID"),
     "ID zero-width": (TRAIN, cell("ID", lambda _: "\u200b"), "an empty text in ID"),
     "ID nan as text": (TRAIN, cell("ID", lambda _: "nan"), "it reads 'nan'"),
+    "ID of two lines": (TRAIN, cell("ID", lambda i: f"{i}\n2"), "another control character: '004\\n2'"),
     "ID NaN": (TRAIN, cell("ID", lambda _: float("nan")), "an empty text in ID"),
     "ID a fraction": (TRAIN, cell("ID", lambda _: 4.5), "only one has the ID 004, 4.5"),
     "ID an int": (TRAIN, cell("ID", int), "only one has the ID 004, 4"),
@@ -288,6 +289,7 @@ TABLES = {
     "person twice in the pool": ("MLLMU-Bench/Full_Set", None, "the same ID as row 3"),
     # CLEAR
     "name null": ("CLEAR/forget01", cell("name", lambda _: None), "an empty text in name"),
+    "name of two lines": ("CLEAR/forget01", cell("name", lambda n: f"{n}\x1b[2J"), "another control"),
     "name a number": ("CLEAR/forget01", cell("name", lambda _: 7), "'7' in name is nobody's name"),
     "caption null": ("CLEAR/forget01", cell("caption", lambda _: None), "an empty text in caption"),
     "caption a number": ("CLEAR/forget01", cell("caption", lambda _: 12), 'forget01/0: "12"'),

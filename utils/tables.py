@@ -183,7 +183,10 @@ def identity(cell: Any, column: str) -> str:
     that equal names are equal; a whole number in its digits, without zeros that it may have lost."""
     if isinstance(cell, float) and cell.is_integer():
         cell = int(cell)  # whole numbers become floats where a column has nulls
-    return unicodedata.normalize("NFC", question(cell, column)).strip()
+    name = unicodedata.normalize("NFC", question(cell, column)).strip()
+    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in name):
+        raise BadCell(f"{column} holds a line break or another control character: {name!r:.80}")
+    return name
 
 
 def texts(cell: Any, column: str) -> list[str]:
