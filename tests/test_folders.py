@@ -181,6 +181,14 @@ def test_recover_gives_the_old_its_name_back(tmp_path):
         assert not folders.recover(tmp_path / "run") and (tmp_path / ".run.old").exists(), "somebody works"
 
 
+def test_what_reads_a_model_finds_it_too(tiny, tmp_path):
+    from utils import models
+
+    shutil.copytree(tiny["llava"], tmp_path / ".model.old")
+    models.check_model(str(tmp_path / "model"), "--model_id", problems := cli.Problems())
+    assert not problems.lines and [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
 def test_a_link_is_followed(tmp_path):
     target = tmp_path / "disk" / "run"
     target.parent.mkdir()

@@ -437,3 +437,25 @@ def test_the_limit_is_on_the_cross_entropy_whatever_the_loss(train_args, tmp_pat
     ga, npo = (jsonl(tmp_path / name / "log.jsonl") for name in ("GA", "NPO"))
     assert [line["ce"] for line in ga] == pytest.approx([-line["loss"] for line in ga])
     assert npo[0]["ce"] == pytest.approx(ga[0]["ce"]) and npo[0]["loss"] != pytest.approx(ga[0]["loss"])
+
+
+def test_a_resumed_run_may_cut_its_batches_otherwise(train_args, tmp_path, capsys, monkeypatch):
+    """The same samples per step, whatever forwards and processes share them; other steps are refused."""
+    base = {"lora": False, "adam_eps": 1e-2, "lr": 1e-2, "save_steps": 2}
+    run_script(GA, *train_args(**base, save_dir=tmp_path / "whole"))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, 3)
+        run_script(GA, *train_args(**base))
+    other = lambda size, forwards: train_args(**base, batch_size=size, gradient_accumulation_steps=forwards)
+    said = refused([*other(8, 2), "--resume"], capsys)
+    assert "--batch_size: the kept run's steps are of 8 samples" in said and "8 × 1 × 1" in said
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "these of 16 (8 × 1 × 2)" in refused([*other(8, 1), "--resume"], capsys)
+    monkeypatch.delenv("WORLD_SIZE")
+    assert "--shuffle: the kept run had True" in refused(
+        [*other(8, 1), "--resume", "--shuffle", False], capsys
+    )
+    run_script(GA, *other(4, 2), "--resume")
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "run")
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-6, rtol=0)

@@ -115,6 +115,8 @@ def read_mask(args, bench: Bench) -> Mask | None:
     path, name = args.grad_mask_path, args.vanilla_dir or args.model_id
     if args.lora:
         _check_masked_adapter(args)
+    if not Path(path).exists() and Path(path).parent.parent.is_dir():
+        folders.recover(Path(path).parent)
     if not Path(path).is_file():
         args.problems.add(f"--grad_mask_path: no such file: {path}")
     if args.problems.lines:

@@ -15,8 +15,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from utils.cli import Problems
+if TYPE_CHECKING:
+    from utils.cli import Problems
 
 WHOLE = "run.json"  # written last: a folder that holds it is whole
 STATE = "state"  # a training's state, in its partial folder, until the model has its name

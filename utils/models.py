@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import adapters
+from utils import adapters, folders
 
 if TYPE_CHECKING:
     import torch
@@ -136,6 +136,8 @@ def check_model(name: str | None, flag: str, problems: Problems) -> None:
     """
     if not name:
         return
+    if not Path(name).exists() and Path(name).parent.is_dir():
+        folders.recover(name)  # a kill in the midst of its publishing
     folder = local_folder(name)
     if folder is None:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or Path(name).exists() or Path(name).parent.is_dir():
