@@ -148,6 +148,25 @@ def test_bad_rows_of_clear_are_left_out(nano, tiny, tmp_path, capsys):
     assert "skipped 1 questions: full+tofu/0" in capsys.readouterr().out
 
 
+def test_a_solved_example_is_never_left_out(nano, tiny, tmp_path, monkeypatch, capsys):
+    """It would change all prompts."""
+    shutil.copytree(nano, tmp_path / "data")
+    table = tmp_path / "data" / "MLLMU-Bench" / "Full_Set"
+    rows = read_table(table)
+    for row in rows:
+        row["Mask_Task"][0]["Ground_Truth"] += "</s>"
+    write_table(table, rows, like=table)
+    monkeypatch.setattr(models, "load_model", None)
+    with pytest.raises(SystemExit) as end:
+        run_script(
+            "eval/MLLMU_eval.py", "--data_split_dir", table.parent, "--forget_ratio", RATIO, "--splits",
+            "real", "--evaluated_model", tiny["llava"], "--output_dir", tmp_path / "out", "--shot",
+            "few_shot", "--skip_bad_rows", True,
+        )  # fmt: skip
+    (line,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and "its answer holds </s>" in line and "another --seed" in line
+
+
 def test_nothing_left_is_told(tiny, capsys):
     args = SimpleNamespace(
         vanilla_dir=None, model_id=str(tiny["llava"]), skip_bad_rows=True, problems=Problems()

@@ -331,7 +331,7 @@ def add_data_args(p: argparse.ArgumentParser, folder: str) -> None:
         g,
         "--skip_bad_rows",
         default=False,
-        help="leave out rows that cannot be read and count them; default False",
+        help="leave out rows that cannot be read or shown to the model, and count them; default False",
     )
 
 
