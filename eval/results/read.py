@@ -232,7 +232,10 @@ def read_results(file: Path) -> dict[str, Any]:
             for tasks in data["differences"]["splits"].values():
                 _ = [intervals.Difference(**found) for kinds in tasks.values() for found in kinds.values()]
         for worker in data.get("cost", []):
-            worker["questions"] + worker["seconds"] + worker["peak_memory_bytes"], worker["device"].strip()
+            numbers = [worker[name] for name in ("questions", "seconds", "peak_memory_bytes")]
+            numbers.append(worker.get("peak_gpu_memory_bytes") or 0)
+            if not (all(map(is_number, numbers)) and isinstance(worker["device"], str)):
+                raise TypeError("a cost is no number")
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{shown} is not valid JSON ({error})") from error
     except KeyError as error:
