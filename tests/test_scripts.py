@@ -175,8 +175,9 @@ def test_no_mask_file_and_no_mask_at_all(refused, tmp_path):
     assert "is not a mask file" in refused(grad_mask_path=tmp_path / "text.pt")
 
 
-def test_lora_and_a_mask(refused, masks):
+def test_lora_and_a_mask(refused, masks, capsys):
     path = masks("llava") / "mllmu_language_mask.pt"
+    capsys.readouterr()  # the masks may have been made just now
     assert "--merge" in refused(lora=True, grad_mask_path=path, merge=False)
     assert "--unlisted" in refused(lora=True, grad_mask_path=path, unlisted="train")
     assert "nothing salient" in refused(lora=True, grad_mask_path=path, lora_parts="vision")
