@@ -1,11 +1,14 @@
-"""AdamW's moments in 8 bits: torch's own float8 (e4m3), with one scale in fp32 for a block of neighbours.
+"""AdamW's moments in 8 bits, with one scale in fp32 for a block of neighbours.
+
+The first moment is a float8 number of torch's (e4m3: a sign, 4 bits of exponent, 3 of mantissa). The second
+is kept as its root, which has no sign and gets 4 bits of mantissa. Squared, gradients would span twice the
+decades, and what falls below the smallest code would divide by nearly nothing. That, and not the number of
+bits, is what the usual 8-bit moments lose (docs/memory.md).
 
 A block is part of one row of a weight, so that scales are cut over processes as their weight is. The largest
-number of a block is exact, so that the block as a whole neither stalls nor drifts; the others are within 1/16
-of their size, and what is below 2e-6 of the largest is 0. The second moment is kept as its root: squared,
-gradients would span twice the decades, and what falls below the smallest code would divide by nearly nothing.
-That, and not the number of bits, is what the usual 8-bit moments lose (docs/memory.md). Blocks with scales:
-Dettmers et al. 2022, arXiv 2110.02861.
+number of a block is exact, so that the block as a whole neither stalls nor drifts; others are within 1/16
+(roots 1/32) of their size down to about 3e-5 of the largest. Blocks with scales: Dettmers et al. 2022, arXiv
+2110.02861.
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ from functools import lru_cache
 
 import torch
 
-DTYPE = torch.uint8  # what holds the codes; the arithmetic sees them as FORMAT
-FORMAT = torch.float8_e4m3fn
-LARGEST = 448.0  # of FORMAT
+DTYPE = torch.uint8  # what holds the codes
+FORMAT = torch.float8_e4m3fn  # of the first moment
+CUT = 19  # bits of fp32 that a root's code does not have: exponent and 4 bits of mantissa are left
+LARGEST = {"exp_avg": 448.0, "exp_avg_sq": 1.9375}  # 1.1111 binary, a root's code 255
+LOWEST = (0b01111111_1111) - 255  # what stands for code 0 in the bits of a root that are left
 BLOCK = 256  # most neighbours that share a scale
 SCALES = {"exp_avg": "exp_avg_scale", "exp_avg_sq": "exp_avg_sq_scale"}
 
@@ -50,9 +55,13 @@ class Coded:
 
     def read(self, out: torch.Tensor) -> torch.Tensor:
         """out <- the moment, in fp32."""
-        out.copy_(self.codes.view(FORMAT))
+        if self.name == "exp_avg":
+            out.copy_(self.codes.view(FORMAT))
+        else:
+            codes = self.codes.to(torch.int32)
+            out.copy_(((codes + LOWEST << CUT) * (codes > 0)).view(torch.float32))
         out.view(-1, self.block).mul_(self.scales[:, None])
-        return out.square_() if self.name == "exp_avg_sq" else out
+        return out if self.name == "exp_avg" else out.square_()
 
     def write(self, new: torch.Tensor, inside: torch.Tensor | None, room: torch.Tensor) -> None:
         """Keep `new`, where inside; blocks of which nothing lies inside keep every bit. `new` and `room`, of
@@ -62,11 +71,18 @@ class Coded:
         if self.name == "exp_avg_sq":
             new.sqrt_()
         rows = new.view(-1, self.block)
-        scales = rows.abs().amax(1).div_(LARGEST).clamp_(min=1e-30)  # above 0, whatever the block
-        codes = rows.div_(scales[:, None]).to(FORMAT).view(DTYPE)
+        scales = rows.abs().amax(1).div_(LARGEST[self.name]).clamp_(min=1e-30)  # above 0, whatever the block
+        rows.div_(scales[:, None])
+        codes = rows.to(FORMAT).view(DTYPE) if self.name == "exp_avg" else _root_codes(rows)
         if inside is not None:
             changed = inside.view(-1, self.block).any(1)
             scales = torch.where(changed, scales, self.scales)
             codes = torch.where(changed[:, None], codes, self.codes.reshape(-1, self.block))
         self.scales.copy_(scales)
         self.codes.copy_(codes.view(self.codes.shape))
+
+
+def _root_codes(x: torch.Tensor) -> torch.Tensor:
+    """The nearest codes of numbers from 0 to LARGEST; only 0 is 0, so that no step divides by it."""
+    codes = ((x.view(torch.int32) + (1 << CUT - 1)) >> CUT).sub_(LOWEST).clamp_(1, 255)
+    return codes.mul_(x > 0).to(DTYPE)
