@@ -178,7 +178,7 @@ def test_a_model_of_published_size_is_planned_without_memory(family, tmp_path, c
             "--dtype", "bf16",
         ])  # fmt: skip
         args = script.parse_args()
-    args.mask = None
+    args.mask, args.processor = None, models.load_processor(str(folder))
     data = {name: [sample(picture=picture(1024), id=name)] for name in ("forget", "retain")}
     before = resident()
     plan = dry_run.Plan(args, data)

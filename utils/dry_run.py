@@ -155,9 +155,8 @@ class Plan:
             self.how = replace(self.how, beside=self.model.all)
         self.lengths = Lengths(0, 0, 0)
         if lengths:
-            processor = models.load_processor(name, args.model_id)
             every = [sample for samples in data.values() for sample in samples]
-            self.lengths = read_lengths(processor, empty.config, every)
+            self.lengths = read_lengths(args.processor, empty.config, every)
 
     def memory(self, over: Spread) -> Memory:
         if self.args.task == "training":
@@ -176,11 +175,12 @@ class Plan:
         batches = {name: Stream(of, size, "", False).batches_per_pass for name, of in data.items()}
         both = phases.keys() >= {"forget", "retain"}
         order = alternate(phases["forget"], phases["retain"], args) if both else once(*phases.values())
-        steps = Counter(phase.name for phase in order.epoch(batches))
+        epoch = [phase.name for phase in order.epoch(batches)]
+        steps = Counter((epoch * args.num_epochs)[: args.max_steps or None])
         return (
             "steps: "
-            + ", ".join(f"{n * args.num_epochs} {name}" for name, n in steps.items())
-            + f" ({args.num_epochs} x {steps.total()}), {size} samples each"
+            + ", ".join(f"{steps[name]} {name}" for name in phases if steps[name])
+            + f" ({args.num_epochs} x {len(epoch)}), {size} samples each"
         )
 
     # ------------------------------------------------------------ as text
