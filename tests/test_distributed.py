@@ -48,6 +48,7 @@ METHODS = {
     # and of MMUnlearner:
     "forget_only": ["--weight_decay", "0.1"],
     "resumed": ["--weight_decay", "0.1", "--save_steps", "2"],
+    "two_adapters": LORA,
     "bf16": ["--dtype", "bf16", "--moments", "8bit"],
 }
 
@@ -57,7 +58,7 @@ def runs(model, data, mask, folder, processes: int) -> list:
     makes steps out of the rounding of gradients that are nearly 0."""
     every = []
     for name, own in METHODS.items():
-        masked = name in ("manifold", "forget_only", "resumed", "bf16")
+        masked = name in ("manifold", "forget_only", "resumed", "two_adapters", "bf16")
         script = "MLLMU_manifold.py" if masked else f"MLLMU_{name}.py"
         size = 4 // processes // (2 if name == "GA_Diff" else 1)
         argv = [

@@ -44,9 +44,12 @@ class Engine:
         return self.kind == "fsdp2"
 
 
+def said(name: str, default: str = "") -> str:
+    return os.environ.get(name, default).lower()
+
+
 def engine() -> Engine:
     """The engine that `accelerate launch` has chosen, from its environment."""
-    said = lambda name, default="": os.environ.get(name, default).lower()
     precision = said("ACCELERATE_MIXED_PRECISION", "no")
     if said("ACCELERATE_USE_DEEPSPEED") == "true":
         return Engine("zero", int(said("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")), precision)
@@ -76,6 +79,16 @@ def check(problems: Problems) -> None:
     if run.kind in WHY_NOT:
         problems.add(
             f"accelerate launch: {run.title} {WHY_NOT[run.kind]}; use --config_file configs/4gpu_fsdp2.yaml"
+        )
+    if run.sharded and said("FSDP_OFFLOAD_PARAMS") == "true":
+        problems.add(
+            "accelerate launch: fsdp_offload_params keeps weights on the CPU, and their masks are elsewhere; set"
+            " it to false (--dtype bf16 --moments 8bit take the least memory)"
+        )
+    if run.sharded and said("FSDP_ACTIVATION_CHECKPOINTING") == "true":
+        problems.add(
+            "accelerate launch: fsdp_activation_checkpointing renames weights; set it to false and give"
+            " --gradient_checkpointing True"
         )
     if run.precision != "no":
         problems.add(

@@ -55,12 +55,12 @@ def weights_of(targets: list[str]) -> list[str]:
     return [f"{name}.weight" for name in targets]
 
 
-def choose(parameters: Mapping[str, torch.nn.Parameter], forget: bool) -> None:
+def choose(parameters: Mapping[str, torch.nn.Parameter], forget: bool | None) -> None:
     """Of two adapters, train FORGET or the other one; what has no gradient the optimizer leaves alone, its
-    moments, too."""
+    moments, too. None: both, as it is between two steps, since what is kept is kept of what trains."""
     for name, p in parameters.items():
         if ".lora_" in name:
-            p.requires_grad_(name.endswith(f".{FORGET}.weight") == forget)
+            p.requires_grad_(forget is None or name.endswith(f".{FORGET}.weight") == forget)
 
 
 def save_adapter(adapted: PeftModel, base: str, folder: Path, dtype: torch.dtype) -> None:
