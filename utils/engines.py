@@ -82,7 +82,7 @@ def check(problems: Problems) -> None:
         )
     if run.sharded and said("FSDP_OFFLOAD_PARAMS") == "true":
         problems.add(
-            "accelerate launch: fsdp_offload_params keeps weights on the CPU, and their masks are elsewhere; set"
+            "accelerate launch: fsdp_offload_params keeps weights on the CPU, their masks elsewhere; set"
             " it to false (--dtype bf16 --moments 8bit take the least memory)"
         )
     if run.sharded and said("FSDP_ACTIVATION_CHECKPOINTING") == "true":

@@ -233,6 +233,8 @@ class Trainer:
                 if not (self.halted and phase.name == FORGET):
                     record = {"step": number, "phase": phase.name, "lr": schedule.get_last_lr()[0]}
                     record |= self._step(phase, next(loaders[phase.name]), number)
+                    if args.lora and args.mask is not None:
+                        lora.choose(self.parameters, forget=None)
                     self.losses[phase.name] = record["loss"]
                     record["seconds"] = round(time.monotonic() - self.started, 3)
                     if acc.is_main_process:
@@ -263,8 +265,8 @@ class Trainer:
         nll: list[torch.Tensor] = []
         for k, (batch, counts) in enumerate(forwards):
             last = k == len(forwards) - 1
-            # what is cut is summed at once: kept back, each process would hold a gradient of all weights
             batch = batch.to(acc.device)
+            # what is cut is summed at once: kept back, each process would hold a gradient of all weights
             with nullcontext() if last or acc.is_fsdp2 else acc.no_sync(self.model):
                 with models.autocast(self.dtype):
                     terms = phase.loss(self.model, batch)  # (N,)
