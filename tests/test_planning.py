@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,10 @@ def test_lora_and_what_waits():
 
 
 def test_masks_in_blocks():
-    whole, four = (planning.saliency(SIZED, Setting("bf16"), NOTHING, n) for n in (1, 4))
+    whole, four = (planning.saliency(SIZED, Setting("bf16"), NOTHING, Spread(), n) for n in (1, 4))
     assert (whole.weights, whole.sums, four.sums) == (14e9, 28e9, 7e9)
+    cut = planning.saliency(SIZED, Setting("bf16"), NOTHING, Spread("fsdp2", 4))
+    assert cut.sums == 7e9 and cut.weights == 14e9 / 4 + (BILLION // 2 + 2 * BILLION // 5) * 2
 
 
 def test_checkpointing_keeps_inputs_and_one_layer():
@@ -190,6 +193,45 @@ def test_a_model_of_published_size_is_planned_without_memory(family, tmp_path, c
     assert all(p.is_meta for p in models.empty_model(str(folder)).parameters())
     full = training(plan.model, Setting("bf16", "8bit"), plan.lengths, Spread())
     assert full.least == pytest.approx(8.06 * total, rel=0.02)
+
+
+def test_the_table_of_the_readme(tmp_path):
+    """Its numbers are the plan's, for batches of 4 of about the lengths that a 1024² picture gives."""
+    lengths = {
+        "llava": Lengths(650, 25, 576),
+        "qwen2_vl": Lengths(1440, 25, 5476),
+        "mllama": Lengths(75, 25, 6432),
+    }
+    spreads = [Spread(), Spread("fsdp2", 4), Spread("fsdp2", 8)]
+    expected: dict[str, list[list[str]]] = {}
+    for family, of in lengths.items():
+        published = json.loads((stand_ins.PUBLISHED / f"{family}.json").read_text(encoding="utf-8"))
+        folder = tmp_path / family
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(published["config"]))
+        model = dry_run.read_model(models.empty_model(str(folder)), rank=16)
+        lora, masked = Setting("bf16", lora=models.PARTS, checkpointing=True), {"masked": model.all}
+        ways = {
+            "LoRA (all but MMUnlearner)": lora,
+            "MMUnlearner, LoRA": replace(lora, **masked),
+            "MMUnlearner, `--dtype bf16 --moments 8bit`": Setting(
+                "bf16", "8bit", checkpointing=True, **masked
+            ),
+            "MMUnlearner, `--dtype mixed` (auto)": Setting("mixed", checkpointing=True, **masked),
+        }
+        for title, how in ways.items():
+            row = expected.setdefault(title, [[], [], []])
+            for cell, over in zip(row, spreads):
+                cell.append(f"{training(model, how, of, over).peak / 1e9:.0f}")
+        for title, blocks in (("masks", 1), ("masks, `--blocks 4`", 4)):
+            row = expected.setdefault(title, [[], [], []])
+            for cell, over in zip(row, spreads):
+                how = Setting("bf16", checkpointing=True)
+                cell.append(f"{planning.saliency(model, how, of, over, blocks).peak / 1e9:.0f}")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for title, row in expected.items():
+        line = f"| {title} | " + " | ".join(" / ".join(cell) for cell in row) + " |"
+        assert line in readme, line
 
 
 # ---------------------------------------------------------------- as a user sees it

@@ -162,7 +162,8 @@ class Plan:
         if self.args.task == "training":
             return planning.training(self.model, self.how, self.lengths, over)
         two = self.args.mask_kind == "topk" or self.args.released.fisher_dtype != "fp32"
-        return planning.saliency(self.model, self.how, self.lengths, self.args.blocks, 2 if two else 1)
+        blocks, sums = self.args.blocks, 2 if two else 1
+        return planning.saliency(self.model, self.how, self.lengths, over, blocks, sums)
 
     def steps(self, over: Spread) -> str:
         """Optimizer steps per kind; of masks the batches of their passes."""
@@ -239,8 +240,7 @@ class Plan:
 
     def _fits(self) -> list[str]:
         """Which engine fits which card; and the GPUs at hand."""
-        out = []
-        kinds = spreads() if self.args.task == "training" else {"one process": Spread()}
+        out, kinds = [], spreads()
         for name, over in kinds.items():
             peak = self.memory(over).peak
             cards = [f"{card} GB" for card in CARDS if peak <= card * 2**30 * FREE]
@@ -293,17 +293,16 @@ def check_fits(args, data: dict[str, list[Sample]]) -> None:
 def what_fits(plan: Plan, room: float) -> list[str]:
     """Flags, and files of configs/, with which the run would fit into `room` bytes a device, activations left
     aside."""
+    found, several = [], {name: over for name, over in spreads().items() if over.processes > 1}
     if plan.args.task == "masks":
-        few = (
-            n for n in (2, 4, 8, 16) if planning.saliency(plan.model, plan.how, plan.lengths, n).least <= room
-        )
-        return [f"--blocks {n}" for n in list(few)[:1]]
+        least = lambda blocks, over: planning.saliency(plan.model, plan.how, plan.lengths, over, blocks).least
+        few = [n for n in (2, 4, 8, 16) if least(n, spread()) <= room]
+        return [f"--blocks {n}" for n in few[:1]] + [
+            name for name, over in several.items() if least(plan.args.blocks, over) <= room
+        ]
     least = lambda how, over: planning.training(plan.model, how, plan.lengths, over).least
-    found = []
     if not plan.how.lora and least(replace(plan.how, precision="bf16", moments="8bit"), spread()) <= room:
         found.append("--dtype bf16 --moments 8bit")
     if not plan.how.lora and plan.model.all * 2 <= room:
         found.append("--lora True")
-    return found + [
-        name for name, over in spreads().items() if over.processes > 1 and least(plan.how, over) <= room
-    ]
+    return found + [name for name, over in several.items() if least(plan.how, over) <= room]

@@ -142,10 +142,7 @@ def training(model: Model, how: Setting, lengths: Lengths, spread: Spread) -> Me
     """Of one device while it trains."""
     kept = TRAINED[how.precision]
     share = 1 / spread.processes if spread.kind == "fsdp2" else 1
-    weights = model.all * kept.weight * share + how.beside * kept.weight
-    if spread.kind == "fsdp2":
-        # whole on every device: what lies outside all layers, the layer at work and the one fetched ahead
-        weights += (model.root + 2 * model.unit) * kept.weight
+    weights = _weights(model, kept.weight, spread) + how.beside * kept.weight
     if how.quantized:
         weights -= (model.all - model.root) * (kept.weight - NF4)
     if how.lora:
@@ -175,18 +172,27 @@ def training(model: Model, how: Setting, lengths: Lengths, spread: Spread) -> Me
     )
 
 
-def saliency(model: Model, how: Setting, lengths: Lengths, blocks: int = 1, sums: int = 1) -> Memory:
+def saliency(
+    model: Model, how: Setting, lengths: Lengths, spread: Spread, blocks: int = 1, sums: int = 1
+) -> Memory:
     """While masks are made: every gradient is squared, added and freed as backward produces it. sums: numbers
     per weight of a block."""
     per = TRAINED[how.precision]
-    largest = model.largest * per.gradient
+    share = 1 / spread.processes if spread.kind == "fsdp2" else 1
     return Memory(
-        weights=model.all * per.weight,
-        sums=sums * SALIENCY * model.all / blocks,
-        mask=model.all * MASK,
+        weights=_weights(model, per.weight, spread),
+        sums=sums * SALIENCY * model.all / blocks * share,
         activations=activations(model, how, lengths),
-        waiting=2 * largest,  # a gradient, and its square in the sums' precision
+        waiting=2 * model.largest * per.gradient,  # a gradient, and its square in the sums' precision
     )
+
+
+def _weights(model: Model, each: int, spread: Spread) -> float:
+    """Bytes of the weights on one device. Under FSDP2 some are whole: those outside all layers, the layer at
+    work and the one fetched ahead."""
+    if spread.kind != "fsdp2":
+        return model.all * each
+    return (model.all / spread.processes + model.root + 2 * model.unit) * each
 
 
 def evaluation(model: Model, precision: str, batch_tokens: int, key_value_bytes: int) -> Memory:
