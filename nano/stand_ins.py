@@ -133,12 +133,16 @@ class Files:
     # ------------------------------------------------------------ what all families share
     def scale(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Scale the files down for a tokenizer that has the published special tokens under other ids."""
-        ids = {i: tokenizer.convert_tokens_to_ids(token) for i, token in self.special.items()}
-        for file in (self.config, self.generation):
-            _translate(file, ids)
+        self.translate(tokenizer)
         self._scale_text(padded(len(tokenizer), self.whole.get_text_config().vocab_size - self.length))
         self._scale_vision()
         self.family.scale(self)
+
+    def translate(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Give the special tokens their ids in a tokenizer that has all of them."""
+        ids = {i: tokenizer.convert_tokens_to_ids(token) for i, token in self.special.items()}
+        for file in (self.config, self.generation):
+            _translate(file, ids)
 
     def _scale_text(self, vocab_size: int) -> None:
         text, raw = self.whole.get_text_config(), self.text
@@ -411,8 +415,14 @@ def write(
     model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     if opened:
         open_up(model)
-    folder.mkdir(parents=True, exist_ok=True)
     model.to(stored).save_pretrained(folder)
+    write_files(files, tokenizer, folder)
+    return model
+
+
+def write_files(files: Files, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """All of a checkpoint but its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     for file, content in (
         ("config", files.config), ("generation_config", files.generation),
@@ -422,7 +432,6 @@ def write(
             text = json.dumps(content, indent=2) + "\n"
             (folder / f"{file}.json").write_text(text, encoding="utf-8")
     (folder / "chat_template.jinja").write_text(files.family.template, encoding="utf-8")
-    return model
 
 
 def open_up(model: PreTrainedModel) -> None:
