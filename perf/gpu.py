@@ -1,7 +1,7 @@
 """What training, masks and evaluation take at real size, on this machine's GPU, beside the plan of --dry_run.
 
     python perf/gpu.py                # on a GPU: LLaVA-1.5-7B and Qwen2-VL-7B
-    python perf/gpu.py --size small   # without one: models of about 46 M weights
+    python perf/gpu.py --size small   # without one: models of 24 to 58 M weights
 
 For a bare machine: torch, torchvision and pillow (which processors need), transformers, accelerate and peft;
 no data, no hub, no network. Models have the published configurations and random weights, made on the device;
@@ -60,7 +60,7 @@ def parse_args():
     p = cli.parser(__doc__)
     p.add_argument(
         "--size", type=cli.choice("real", "small", "tiny"), default="real",
-        help="of the models; default real; small: about 46 M weights; tiny: to see that it runs",
+        help="of the models; default real; small: 24 to 58 M weights; tiny: to see that it runs",
     )  # fmt: skip
     p.add_argument(
         "--families", type=cli.choices(*SMALL), default=["llava", "qwen2_vl"], help="default llava,qwen2_vl"
