@@ -23,5 +23,7 @@ if ! [[ $ratio$retain =~ ^[0-9]+$ ]] || [ $((10#$ratio + 10#$retain)) -ne 100 ];
     usage "forget_ratio $ratio and retain_ratio $retain do not add up to 100 (e.g. 05 95)"
 fi
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-exec "${PYTHON:-python}" "$here/eval/CLEAR_eval.py" --forget_ratio "$ratio" --evaluated_model "$evaluated" \
+python=${PYTHON:-$(command -v python || command -v "$here/.venv/bin/python" || command -v python3)} ||
+    usage "no Python is on the path; bash test.sh makes $here/.venv, or set PYTHON"
+exec "$python" "$here/eval/CLEAR_eval.py" --forget_ratio "$ratio" --evaluated_model "$evaluated" \
     --original_model "$original" --gpus "$(IFS=,; echo "${gpus[*]}")" "$@"

@@ -22,5 +22,7 @@ while [[ ${1:-} =~ ^[0-9]+$ ]]; do gpus+=("$1"); shift; done
 evaluated=$1 original=$2 shot=$3
 shift 3
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-exec "${PYTHON:-python}" "$here/eval/MLLMU_eval.py" --forget_ratio "$ratio" --evaluated_model "$evaluated" \
+python=${PYTHON:-$(command -v python || command -v "$here/.venv/bin/python" || command -v python3)} ||
+    usage "no Python is on the path; bash test.sh makes $here/.venv, or set PYTHON"
+exec "$python" "$here/eval/MLLMU_eval.py" --forget_ratio "$ratio" --evaluated_model "$evaluated" \
     --original_model "$original" --shot "$shot" --gpus "$(IFS=,; echo "${gpus[*]}")" "$@"

@@ -214,6 +214,9 @@ def test_a_hub_that_does_not_answer_is_told_at_once(tmp_path, nano, monkeypatch)
     assert time.monotonic() - began < 30  # its client would try for minutes
 
 
+FIX = "install one, and requirements.txt in it"
+
+
 def test_outside_the_environment(tmp_path, nano):
     """Without the packages: one line; where there is .venv, the command goes on in it."""
     shutil.copytree(ROOT / "utils", tmp_path / "utils", ignore=shutil.ignore_patterns("__pycache__"))
@@ -231,8 +234,35 @@ def test_outside_the_environment(tmp_path, nano):
     (own / "bin" / "python").write_text('#!/bin/sh\necho "$VIRTUAL_ENV" "$@"\n')
     (own / "bin" / "python").chmod(0o755)
     inside = run()
-    assert inside.returncode == 0 and inside.stdout.split() == [str(own), *command[1:]]
+    assert inside.returncode == 0 and inside.stdout.split() == [str(own), *command[2:]], "without -S"
     assert inside.stderr.startswith("note: ") and len(inside.stderr.splitlines()) == 1
+    old = f"import sys; sys.version_info = (3, 10, 1); sys.path[0] = {str(tmp_path)!r}; import utils"
+    command[1:] = ["-c", old]
+    assert run().returncode == 0
+    shutil.rmtree(own)
+    assert run().stderr == f"error: {sys.executable} is older than Python 3.11: {FIX}\n"
+
+
+@pytest.mark.parametrize("script", ["MLLMU_eval.sh", "CLEAR_eval.sh"])
+def test_which_python_the_shell_scripts_take(script, tmp_path):
+    """$PYTHON, python, .venv's, python3: the first there is."""
+    shutil.copy(ROOT / script, tmp_path)
+    for tool in ("bash", "dirname", "sed"):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
+    words = ["05", "0", "m", "m", "zero_shot"] if script == "MLLMU_eval.sh" else ["05", "95", "m", "m", "0"]
+    run = lambda **env: subprocess.run(
+        ["bash", tmp_path / script, *words], capture_output=True, text=True, check=False,
+        env={"PATH": str(tmp_path / "bin"), **env},
+    )  # fmt: skip
+    none = run()
+    assert none.returncode == 2 and none.stderr.splitlines()[-1].startswith("error: no Python is on the path")
+    for name in ("bin/python3", ".venv/bin/python", "bin/python"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"#!{shutil.which('sh')}\necho {name}\n")
+        (tmp_path / name).chmod(0o755)
+        assert run().stdout.strip() == name
+    assert run(PYTHON=str(tmp_path / "bin/python3")).stdout.strip() == "bin/python3"
 
 
 def test_no_processor_anywhere(tmp_path, tiny, nano):

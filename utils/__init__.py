@@ -1,0 +1,6 @@
+import sys
+
+if sys.version_info < (3, 11):
+    from utils.cli import go_elsewhere
+
+    go_elsewhere("is older than Python 3.11", "install one, and requirements.txt in it")

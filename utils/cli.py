@@ -157,7 +157,8 @@ def _last_words(args, kind, why, trace) -> None:
     was noted about it (add_note)."""
     notes = getattr(why, "__notes__", [])
     if isinstance(why, ModuleNotFoundError):
-        _without_package(why.name)
+        requirements = Path(__file__).resolve().parent.parent / "requirements.txt"
+        go_elsewhere(f"has no {why.name}", f"python -m pip install -r {requirements}")
     elif isinstance(why, KeyboardInterrupt):
         if main_process():
             print(f"stopped: {'; '.join(notes) or 'no result was written'}", file=sys.stderr)
@@ -172,16 +173,17 @@ def _last_words(args, kind, why, trace) -> None:
         sys.__excepthook__(kind, why, trace)
 
 
-def _without_package(name: str | None) -> None:
-    """One line; outside the environment that demo.sh and test.sh have made the command starts again in it."""
+def go_elsewhere(lacks: str, fix: str) -> NoReturn:
+    """Start the command again in the environment that demo.sh and test.sh have made; without one, a line that
+    says what this Python lacks."""
     root = Path(__file__).resolve().parent.parent
     own = root / ".venv"
     if (own / "bin" / "python").is_file() and os.environ.get("VIRTUAL_ENV") != str(own):
         python = str(own / "bin" / "python")
-        print(f"note: {sys.executable} has no {name}; going on with {python}", file=sys.stderr, flush=True)
+        print(f"note: {sys.executable} {lacks}; going on with {python}", file=sys.stderr, flush=True)
         os.environ["VIRTUAL_ENV"] = str(own)  # once only
-        os.execv(python, [python, *sys.orig_argv[1:]])
-    fail(f"{sys.executable} has no {name}: python -m pip install -r {root / 'requirements.txt'}")
+        os.execv(python, [python, *sys.argv])
+    fail(f"{sys.executable} {lacks}: {fix}")
 
 
 def _is_memory(why: BaseException) -> bool:
