@@ -44,7 +44,9 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     p.add_argument(
         "--benchmark", required=True, type=cli.choice(*BENCHMARKS, "all"), help="mllmu, clear or all"
     )
-    p.add_argument("--save_dir", type=Path, default=Path("data"), help="parent of the folders; default data")
+    p.add_argument(
+        "--save_dir", type=cli.path, default=Path("data"), help="parent of the folders; default data"
+    )
     add_table_args(p)
     cli.flag(
         p, "--dry_run", default=False, help="only say what would be downloaded and its size; default False"

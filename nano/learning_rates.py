@@ -29,9 +29,11 @@ CELLS = ("forget image", "forget text", "retain image", "retain text")
 def parse_args():
     p = cli.parser(__doc__)
     words = lambda text: [word for word in text.split(",") if word]
-    p.add_argument("--save_dir", required=True, type=Path, help="folder for the runs and learning_rates.csv")
     p.add_argument(
-        "--nano", type=Path, default=ROOT / "runs/nano", help="what demo.sh made; default runs/nano"
+        "--save_dir", required=True, type=cli.path, help="folder for the runs and learning_rates.csv"
+    )
+    p.add_argument(
+        "--nano", type=cli.path, default=ROOT / "runs/nano", help="what demo.sh made; default runs/nano"
     )
     p.add_argument("--methods", type=words, default=["GA", "manifold:both"], help="default GA,manifold:both")
     p.add_argument(

@@ -59,7 +59,10 @@ BENCHMARKS = ("MLLMU-Bench", "MLLMMU-Bench", "CLEAR")
 def parse_args(argv: list[str] | None = None) -> Namespace:
     p = cli.parser(__doc__)
     p.add_argument(
-        "--save_dir", required=True, type=Path, help="folder to write; an earlier nano benchmark is replaced"
+        "--save_dir",
+        required=True,
+        type=cli.path,
+        help="folder to write; an earlier nano benchmark is replaced",
     )
     p.add_argument(
         "--people", type=cli.number(int, 10, 400), default=40, help="fictional people, 10 to 400; default 40"

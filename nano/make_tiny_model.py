@@ -43,10 +43,12 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "--text",
         required=True,
         nargs="+",
-        type=Path,
+        type=cli.path,
         help=".parquet or .arrow tables, or folders searched for them, whose text trains the tokenizer",
     )
-    p.add_argument("--save_dir", required=True, type=Path, help="folder to write; must not hold a model yet")
+    p.add_argument(
+        "--save_dir", required=True, type=cli.path, help="folder to write; must not hold a model yet"
+    )
     g = p.add_argument_group("sizes", "By default about as small as the family allows.")
     whole = cli.number(int, 1)
     g.add_argument(

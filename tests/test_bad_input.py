@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from conftest import RATIO, ROOT, load_script
+from conftest import RATIO, ROOT, load_script, run_script
 
 SCRIPTS = sorted(
     str(path.relative_to(ROOT))
@@ -153,6 +153,20 @@ def test_what_is_wrong_with_a_model_folder(tmp_path, tiny, nano):
         config.write_text(text)
         assert "not valid JSON" in said(tmp_path / "bad")
     config.write_text(json.dumps(right))
+    for name in ("generation_config.json", "processor_config.json", "model.safetensors.index.json"):
+        path = tmp_path / "bad" / name
+        before = path.read_bytes() if path.exists() else None
+        for content in (b"", b"[1]", b"\xff", b'{"weight_map": 3}'[: None if before is None else 9]):
+            path.write_bytes(content)
+            assert f"{path} is not valid JSON" in said(tmp_path / "bad")
+        path.unlink()
+        if before:
+            path.write_bytes(before)
+    weights.rename(weights.with_name("kept"))
+    weights.mkdir()
+    assert "is no file" in said(tmp_path / "bad")
+    weights.rmdir()
+    weights.with_name("kept").rename(weights)
     first, second = (tmp_path / "bad" / f"model-0000{k}-of-00002.safetensors" for k in (1, 2))
     weights.rename(first)
     index = tmp_path / "bad" / "model.safetensors.index.json"
@@ -330,3 +344,29 @@ def test_spellings_of_the_data_folder(monkeypatch, flag):
 def test_a_value_out_of_range(monkeypatch, words):
     (problem,) = parsed(monkeypatch, *words.split()).problems.lines
     assert problem.startswith(words.split()[0])
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "\udcff", "x" * 300, "/"])
+def test_a_name_that_is_none(name, tiny, tmp_path, monkeypatch, capsys):
+    """An empty one, of a variable that is not set, would be the folder at hand: that is not replaced."""
+    model, save_dir = ["--model_id", tiny["llava"]], ["--save_dir", tmp_path / "s"]
+    calls = [
+        (MASKS, "--save_dir", model), (MASKS, "--model_id", save_dir), (MASKS, "--data_dir", model),
+        ("MLLMU_GA.py", "--save_dir", model), ("CLEAR_manifold.py", "--vanilla_dir", [*model, *save_dir]),
+        ("eval/CLEAR_eval.py", "--evaluated_model", []), ("eval/table.py", "--csv", []),
+        ("nano/make_nano.py", "--save_dir", []),
+    ]  # fmt: skip
+    if name != "/":
+        calls += [
+            ("CLEAR_manifold.py", "--grad_mask_path", [*model, *save_dir]), ("eval/table.py", "results", []),
+            (EVAL, "--output_dir", ["--evaluated_model", tiny["llava"]]),
+            ("data_process/check_data.py", "--data_dir", []),
+        ]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for script, flag, argv in calls:
+        with pytest.raises(SystemExit) as end:
+            run_script(script, *argv, *[flag] * (flag != "results"), name)
+        lines = capsys.readouterr().err.split("\n")[:-1]
+        assert end.value.code == 2 and all(line.startswith("error: ") for line in lines), lines[:5]
+        assert any(line.startswith(f"error: {flag.removesuffix('dir')}") for line in lines), (script, flag)
+        assert not list(tmp_path.iterdir())

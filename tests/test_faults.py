@@ -1,15 +1,18 @@
 """Runs that are killed, told to stop, or run out of room: what is left is whole, and going on ends in the
 same bits. Every run is a fork of this process, so that it starts at once and dies as a process does."""
 
+import json
 import os
 import random
 import resource
 import signal
+import subprocess
 import sys
 import time
 
 import pytest
-from conftest import RATIO, jsonl, run_script, weights
+from conftest import RATIO, ROOT, jsonl, run_script, weights
+from test_broken_results import evaluations  # noqa: F401 (a fixture)
 from test_training import equal
 
 from utils import cli, state
@@ -163,7 +166,84 @@ def test_masks_that_are_killed_or_have_no_room(nano, tiny, tmp_path, capfd):
     assert sorted(p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")) == ["masks"]
 
 
+# ---------------------------------------------------------------- masks, evaluations' readers
+def contents(folder) -> dict[str, bytes]:
+    """{name: bytes} of the files in it, but for locks that nobody holds."""
+    found = (p for p in folder.rglob("*") if p.is_file() and not p.name.endswith(".lock"))
+    return {str(p.relative_to(folder)): p.read_bytes() for p in found}
+
+
+def hurt(draw, script: str, argv, length: float) -> int:
+    """Its exit code, killed, interrupted or without room at a random moment."""
+    moment = draw.uniform(0.05, 0.95) * length
+    how = draw.choice(["kill", "interrupt", "no room"])
+    if how == "no room":
+        size = int(draw.uniform(1 << 12, 1 << 15))  # what is tried before anything loads is smaller
+        return Run(script, *argv, first=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, -1))).wait()
+    return Run(script, *argv).stop(signal.SIGKILL if how == "kill" else signal.SIGINT, after=moment)
+
+
+TABLES = {"csv": "t.csv", "latex": "t.tex", "markdown": "t.md"}
+HURT = (0, -signal.SIGKILL, -signal.SIGINT, cli.INTERRUPTED, cli.NO_ROOM)
+
+
+@pytest.mark.parametrize("script", [MASKS, "data_process/CLEAR_gen_mask.py"])
+def test_masks_at_random_moments(script, nano, tiny, tmp_path, capsys):
+    """The earlier masks, whole, or the new ones; and the next start is none the worse."""
+    data = nano / ("CLEAR" if "CLEAR" in script else "MLLMMU-Bench")
+    argv = [
+        "--model_id", tiny["llava"], "--data_split_dir", data, "--save_dir", tmp_path / "masks",
+        "--forget_ratio", 10, "--batch_size", 32,
+    ]  # fmt: skip
+    begun = time.monotonic()
+    assert Run(script, *argv).wait() == 0
+    length, whole = time.monotonic() - begun, set(contents(tmp_path))
+    draw = random.Random(f"{SEED}/{script}")
+    with capsys.disabled():
+        print(f"\n{script}: FAULTS_SEED={SEED}", end=" ")
+    for _ in range(4):
+        code = hurt(draw, script, argv, length)
+        assert code in HURT, code
+        found = contents(tmp_path / "masks")
+        assert {f"masks/{name}" for name in found} == whole
+        for name, content in found.items():
+            assert not name.endswith(".json") or json.loads(content)
+    assert Run(script, *argv).wait() == 0
+    assert set(contents(tmp_path)) == whole, "nothing beside them"
+
+
+@pytest.mark.parametrize("script", ["eval/table.py", "eval/report.py"])
+def test_tables_and_pages_at_random_moments(script, evaluations, tmp_path, capsys):  # noqa: F811
+    """Under each name the earlier file or the new one, to the byte; both are the same."""
+    rows = [evaluations / "MLLMU-Bench" / name for name in ("vanilla", "GA")]
+    files = {"eval/report.py": {"save_path": "page.html"}}.get(script, TABLES)
+    argv = [*rows, *(word for flag, name in files.items() for word in (f"--{flag}", tmp_path / name))]
+    begun = time.monotonic()
+    assert Run(script, *argv).wait() == 0
+    length, whole = time.monotonic() - begun, contents(tmp_path)
+    assert set(whole) == set(files.values())
+    draw = random.Random(f"{SEED}/{script}")
+    with capsys.disabled():
+        print(f"\n{script}: FAULTS_SEED={SEED}", end=" ")
+    for moment in range(5):
+        if moment == 2:  # from now on nothing is there before
+            for name in files.values():
+                (tmp_path / name).unlink(missing_ok=True)
+        code = hurt(draw, script, argv, length)
+        assert code in HURT, code
+        found = {name: data for name, data in contents(tmp_path).items() if not name.startswith(".")}
+        assert found.items() <= whole.items()
+    assert Run(script, *argv).wait() == 0
+    assert contents(tmp_path) == whole, "nothing beside them"
+
+
 # ---------------------------------------------------------------- how a command ends
+def test_ctrl_c_while_a_script_imports():
+    command = [sys.executable, "-c", "from utils import cli; raise KeyboardInterrupt"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == cli.INTERRUPTED and done.stderr == "stopped: no result was written\n"
+
+
 class OutOfMemoryError(RuntimeError):
     """Named as torch's."""
 
@@ -175,9 +255,10 @@ class OutOfMemoryError(RuntimeError):
         (OutOfMemoryError("CUDA out of memory."), 4, ["--batch_size", "--gradient_checkpointing True"]),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 4, ["--moments 8bit"]),
         (OSError(28, "No space left on device", "x.csv"), 5, ["x.csv cannot be written: No space left"]),
+        (RuntimeError("basic_ios::clear: iostream error"), 5, ["the result cannot be written: not all was"]),
         (ValueError("a fault of ours"), 1, ["Traceback", "a fault of ours"]),
     ],
-    ids=["interrupt", "gpu", "cpu", "disk", "other"],
+    ids=["interrupt", "gpu", "cpu", "disk", "disk, by torch", "other"],
 )
 def test_how_a_command_ends(why, code, words, capsys, monkeypatch):
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)

@@ -62,6 +62,16 @@ def test_what_is_read_is_neither_in_it_nor_above_it(tmp_path):
     one_problem("lies in", link / "new", run)
 
 
+def test_links_into_it_and_devices(tmp_path):
+    model, run = tmp_path / "model", run_of(tmp_path / "run")
+    model.mkdir()
+    (model / "model.safetensors").symlink_to(run / "x")
+    one_problem("a link in", run, model)
+    assert not problems_of(tmp_path / "other", model)
+    os.mkfifo(tmp_path / "pipe")  # as a device: neither a file nor a folder
+    one_problem("is a file", tmp_path / "pipe")
+
+
 def test_other_runs_and_evaluations_in_it(tmp_path):
     run = run_of(tmp_path / "run")
     (run / "zero_shot").mkdir()

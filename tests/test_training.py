@@ -326,6 +326,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(train_args, tmp_path, capsys, k
         assert len(jsonl(tmp_path / "run" / "log.jsonl")) == 4
 
 
+@pytest.mark.parametrize(
+    "flags", [{"lr": 1e300}, {"lr": 1e6, "save_dtype": "fp16"}], ids=["last step", "fp16"]
+)
+def test_a_model_that_is_not_finite_is_not_saved(train_args, tmp_path, capsys, flags):
+    """Its losses were: the last step took it out of range, or the type in which it is saved does."""
+    with pytest.raises(SystemExit) as end:
+        run_script(GA, *train_args(lora=False, max_steps=1, **flags))
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert end.value.code == 3 and said.startswith("error: NaN or infinity in ") and "lower --lr" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_gradient_that_is_not_finite_stops_the_run(train_args, tmp_path, capsys, monkeypatch):
     whole = training.Trainer._step
 

@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import sys
+import unicodedata
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -22,6 +23,10 @@ from utils.released import MASK_SWITCHES, Released
 
 # exit codes beside 0 (whole) and 1 (the last line says what is missing); all: docs/running.md
 WRONG_INPUT, NO_MEMORY, NO_ROOM, INTERRUPTED = 2, 4, 5, 130
+LONGEST_NAME, LONGEST_PATH = (
+    200,
+    3500,
+)  # bytes; the system's are 255 and 4096, and hidden neighbours are longer
 SCORINGS = ("letter", "likelihood")  # of multiple choice: --mcq
 
 
@@ -133,6 +138,29 @@ def part(text: str) -> tuple[int, int] | Bad:
     return Bad(f"'{text}' is no part such as 2/4, the second of four")
 
 
+def _why_no_name(value: object) -> str | None:
+    """Why a text names no file, folder or model; None for one that may, and for what is no text.
+
+    An empty one is a shell variable that was not set, and would be the folder at hand.
+    """
+    if not isinstance(value, str):
+        return None
+    if not value.strip():
+        return "is empty, as of a variable that is not set"
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in value):
+        return f"{value[:80]!a} holds a line break, a control character, or what is not UTF-8"
+    long = len(os.fsencode(value)) > LONGEST_PATH or any(
+        len(os.fsencode(word)) > LONGEST_NAME for word in value.split("/")
+    )
+    return f"{value[:40]}... is too long for a name" if long else None
+
+
+def path(text: str) -> Path | Bad:
+    """A file or folder."""
+    why = _why_no_name(text)
+    return Bad(why) if why else Path(text)
+
+
 # ---------------------------------------------------------------- parser
 def any_screen() -> None:
     """Print a question mark for what the screen's encoding lacks (α under LANG=C), instead of ending the
@@ -214,7 +242,11 @@ def _why_no_room(why: BaseException) -> str | None:
         if getattr(why, "errno", None) == code or f"(os error {code})" in str(why):
             return os.strerror(code)
     by_torch = "inline_container" in str(why) or "PytorchStreamWriter" in str(why)  # gives no reason
-    return "not all was written, as on a full disk" if by_torch and "unexpected pos" in str(why) else None
+    cut = (by_torch and "unexpected pos" in str(why)) or "basic_ios::clear: iostream error" in str(why)
+    return "not all was written, as on a full disk" if cut else None
+
+
+sys.excepthook = partial(_last_words, None)  # also while a script imports; parse() will give it the flags
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -222,7 +254,6 @@ def parser(doc: str) -> argparse.ArgumentParser:
     the screen."""
     any_screen()
     quiet()
-    sys.excepthook = partial(_last_words, None)
     return argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -262,6 +293,8 @@ def parse(p: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse
     for action in p._actions:
         value = getattr(args, action.dest, None)
         name = action.option_strings[0] if action.option_strings else action.dest
+        for why in map(_why_no_name, value if isinstance(value, list) else [value]):
+            value = Bad(why) if why else value
         if isinstance(value, Bad):
             args.problems.add(f"{name}: {value.why}")
             setattr(args, action.dest, action.default)  # so that the checks of files and folders can go on
@@ -543,7 +576,7 @@ def add_released_train_args(p: argparse.ArgumentParser, *own: str, forgets: bool
     flag(g, "--shuffle", default=True, help="shuffle each epoch by the seed; default True")
     g.add_argument(
         "--num_workers",
-        type=number(int, 0),
+        type=number(int, 0, 256),
         default=2,
         help="threads that prepare batches ahead of the step; default 2; 0: none",
     )

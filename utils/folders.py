@@ -35,7 +35,7 @@ def lock_file(save_dir: str | Path) -> Path:
 
 def _beside(save_dir: str | Path, what: str) -> Path:
     folder = Path(save_dir).resolve()
-    return folder.with_name(f".{folder.name}.{what}")
+    return folder.parent / f".{folder.name}.{what}"  # also of /, which has no name
 
 
 # ---------------------------------------------------------------- before anything loads
@@ -62,6 +62,8 @@ def check_save_dir(
             problems.add(f"--save_dir: {save_dir} holds {given} ({flag}), which would be lost with it")
         elif there and folder.is_relative_to(there):
             problems.add(f"--save_dir: {save_dir} lies in {given} ({flag}); choose a folder outside")
+        elif there and (linked := _links_into(there, folder)):
+            problems.add(f"--save_dir: {save_dir} holds {linked}, a link in {given} ({flag}) points there")
         else:
             continue
         return
@@ -78,10 +80,16 @@ def check_save_dir(
         problems.add(f"--save_dir: {save_dir} {why}")
 
 
+def _links_into(there: Path, folder: Path) -> Path | None:
+    """What a link in the folder `there` (a model's weights, a table) points to in `folder`."""
+    links = (path.resolve() for path in there.iterdir() if path.is_symlink()) if there.is_dir() else ()
+    return next((path for path in links if path.is_relative_to(folder)), None)
+
+
 def why_not_ours(folder: Path, whole: str = WHOLE) -> str | None:
     """Why the folder may not be replaced; None where it is free, empty, or an earlier result of this
     command."""
-    if folder.is_file():
+    if folder.exists() and not folder.is_dir():  # a device, too
         return "is a file"
     if is_mount(folder):
         return "is a mount point, which cannot be replaced; name a folder in it"

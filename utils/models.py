@@ -128,6 +128,13 @@ def local_folder(name: str) -> Path | None:
     return Path(name) if Path(name).is_dir() else None
 
 
+# what transformers reads of a model's folder, or passes over where it cannot
+SETTINGS = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "tokenizer_config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json",
+)  # fmt: skip
+
+
 def check_model(name: str | None, flag: str, problems: Problems) -> None:
     """Add a problem unless `name` is a whole model folder that the suite can use, an adapter folder of one,
     or looks like a Hugging Face id (`owner/name`).
@@ -152,11 +159,15 @@ def check_model(name: str | None, flag: str, problems: Problems) -> None:
     if not (folder / "config.json").is_file():
         problems.add(f"{flag}: {name} holds no config.json, so it is not a model folder")
         return
-    try:
-        config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
-        problems.add(f"{flag}: {folder / 'config.json'} is not valid JSON")
-        return
+    for file in (folder / name for name in SETTINGS if (folder / name).exists()):
+        try:
+            content = dict(json.loads(file.read_text(encoding="utf-8")))
+            if file.name.endswith("index.json"):
+                dict(content["weight_map"])
+        except (ValueError, TypeError, KeyError, OSError):
+            problems.add(f"{flag}: {file} is not valid JSON, or of another kind")
+            return
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     why = _why_not_from_json(config) or (why_not(name) if _is_unlisted(config) else None)
     if why:
         problems.add(f"{flag}: {name}: {why}")
@@ -224,6 +235,8 @@ def missing_shards(folder: Path) -> list[str]:
 
 def broken_file(path: Path) -> str | None:
     """What is wrong with a file of weights, from its head and its size; None for a whole one."""
+    if not path.is_file():
+        return "is no file"
     with path.open("rb") as file:
         head = file.read(8)
         if head == b"version ":

@@ -360,8 +360,9 @@ class Trainer:
                 model = self._exact(model, state)
             whole = self._merged(model) if self.args.lora else model
             self._report(dict(whole.named_parameters()))
+            self._check_finite(whole.to(self.save_dtype) if self.args.merge else model)
             if self.args.merge:
-                whole.to(self.save_dtype).save_pretrained(self.partial)
+                whole.save_pretrained(self.partial)
             else:
                 lora.save_adapter(model, self.vanilla, self.partial, self.save_dtype)
             self.processor.save_pretrained(self.partial)
@@ -372,6 +373,16 @@ class Trainer:
             checkpoint.write_json(self.partial / "run.json", self.manifest)
             folders.publish(self.partial, self.args.save_dir)
         acc.wait_for_everyone()
+
+    def _check_finite(self, model) -> None:
+        """Raises SystemExit, DIVERGED, for weights that the last step has taken out of their type's range."""
+        if wrong := models.not_finite(model):
+            print(
+                f"error: NaN or infinity in {len(wrong)} of the trained model's tensors, first in {wrong[0]};"
+                f" {state.NOTHING}; a lower --lr may help",
+                file=sys.stderr,
+            )
+            raise SystemExit(DIVERGED)
 
     def _exact(self, model, state):
         """The model on the CPU in fp32, with what compensation holds."""
