@@ -146,6 +146,9 @@ def test_what_is_wrong_with_a_model_folder(tmp_path, tiny, nano):
         ({"architectures": ["LlavaLlamaForCausalLM"]}, "the Hugging Face form of LLaVA-1.5"),
         ({"quantization_config": {"load_in_4bit": True}}, "quantized"),
         ({"model_type": None}, "no model_type"),
+        ({"model_type": [1]}, "no model_type"),
+        ({"text_config": 3}, "under text_config"),
+        ({"architectures": 3}, "under architectures"),
     ):
         config.write_text(json.dumps(right | wrong))
         assert word in said(tmp_path / "bad")

@@ -608,7 +608,7 @@ def add_mask_args(p: argparse.ArgumentParser) -> None:
     g.add_argument("--batch_size", type=number(int, 1), default=4, help="samples per batch; default 4")
     g.add_argument(
         "--threshold",
-        type=number(float, 0, above=True),
+        type=number(float, 0, 1e30, above=True),
         default=1.0,
         help="salient where the ratio reaches it; default 1",
     )

@@ -191,8 +191,11 @@ def _is_unlisted(config: dict) -> bool:
 def _why_not_from_json(config: dict) -> str | None:
     """What the configuration file alone tells."""
     kind, classes = config.get("model_type"), config.get("architectures") or []
-    if kind is None:
+    if not isinstance(kind, str):
         return "its config.json names no model_type"
+    kinds = {"text_config": dict, "vision_config": dict, "architectures": list}
+    if wrong := [n for n, known in kinds.items() if not isinstance(config.get(n) or known(), known)]:
+        return f"its config.json holds something else than it should under {', '.join(wrong)}"
     if "quantization_config" in config:
         return "its weights are quantized; give the original, full-precision model"
     if kind in FAMILIES and classes and not any(c.endswith("ForConditionalGeneration") for c in classes):
@@ -406,6 +409,7 @@ def _load_adapter(folder: str, dtype: str, attn: str) -> PreTrainedModel:
 
 def _load_whole(name: str, dtype: str, attn: str, quantize: str) -> PreTrainedModel:
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
     from transformers.utils import logging
@@ -428,7 +432,7 @@ def _load_whole(name: str, dtype: str, attn: str, quantize: str) -> PreTrainedMo
             name, dtype=pick_dtype(dtype), attn_implementation=attn, output_loading_info=True,
             ignore_mismatched_sizes=True, **options,
         )  # fmt: skip
-    except (OSError, ValueError, SafetensorError, ImportError) as why:
+    except (OSError, ValueError, SafetensorError, ImportError, StrictDataclassError) as why:
         if "scaled_dot_product_attention yet" in str(why):
             raise SystemExit(
                 f"error: --attn {attn}: {name} has an attention of its own; give --attn eager"
@@ -468,17 +472,19 @@ def load_processor(*names: str | None) -> ProcessorMixin:
 
     Raises SystemExit where it has no chat template, or one whose answers cannot be found.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from jinja2 import TemplateError
     from transformers import AutoProcessor, ProcessorMixin
 
     from utils.collate import Chat
 
+    broken = (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError, StrictDataclassError)
     found = [model for given in filter(None, names) for model in adapters.lineage(given)]
     found = [n for n in found if local_folder(n) is None or has_processor(Path(n))]
     for name in [n for n in found if local_folder(n) is None or not processor_lacks(Path(n))] or found:
         try:
             processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
-        except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError) as why:
+        except broken as why:
             # a missing package or file, or files that do not belong together
             raise SystemExit(f"error: the processor of {name} cannot be loaded: {first_line(why)}") from why
         try:
