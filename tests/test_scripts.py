@@ -82,7 +82,7 @@ def test_a_whole_run(kind, train_args, masks, tiny, tmp_path):
 def test_forget_steps_alone_over_a_whole_run(train_args, masks, tiny, tmp_path, monkeypatch):
     """The run's loop, optimizer, schedule and saving with only its forget steps: outside the mask the file
     is unchanged."""
-    monkeypatch.setattr(training, "alternate", lambda forget, retain: once(forget))
+    monkeypatch.setattr(training, "alternate", lambda forget, retain, args: once(forget))
     path = masks("llava") / "mllmu_language_mask.pt"
     run_script(MANIFOLD, *train_args(grad_mask_path=path, weight_decay=0.1, num_epochs=2))
     assert len(jsonl(tmp_path / "run" / "log.jsonl")) == 8
