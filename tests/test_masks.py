@@ -187,6 +187,9 @@ def test_garbage_is_a_mask_error(tmp_path):
     torch.save({"weights": {}}, tmp_path / "other")
     torch.save([1, 2], tmp_path / "list")
     torch.save({"weight": object}, tmp_path / "code")
+    for name, about in {"shape": 3, "model": 3, "data": [1]}.items():
+        ours = {"format": FORMAT, "weight": {}, "shape": {}, name: about}
+        torch.save(ours, tmp_path / f"ours, {name}")
     for path in sorted(tmp_path.iterdir()):
         with pytest.raises(MaskError, match="is not a mask file"):
             Mask.load(str(path), "llava")

@@ -141,6 +141,18 @@ def test_who_makes_the_right_mask(refused, masks, tiny, nano):
     assert "CLEAR_gen_mask.py makes one" in said and "MLLMU_gen_mask" not in said
 
 
+def test_the_mask_of_other_people(masks, train_args, nano, capsys):
+    """Said, not refused: somebody may want to see what it does."""
+    path = masks("llava") / "mllmu_both_mask.pt"
+    others = {"forget_ratio": 5}, {"forget_ratio": 10, "data_split_dir": nano / "CLEAR"}
+    for script, flags in zip((MANIFOLD, MANIFOLD, "CLEAR_manifold.py"), ({}, *others)):
+        with pytest.raises(SystemExit) as end:
+            run_script(script, *train_args(grad_mask_path=path, dry_run=True, **flags))
+        said = capsys.readouterr().out
+        told = f"note: {path} was made to forget something else than this forget set" in said
+        assert end.value.code == 0 and told == bool(flags), said
+
+
 def test_a_model_of_the_hub_that_cannot_be_reached(refused, masks):
     said = refused(model_id="nobody/nothing", grad_mask_path=masks("llava") / "mllmu_both_mask.pt")
     assert said.startswith("error: --grad_mask_path: nobody/nothing cannot be looked at")
@@ -188,7 +200,7 @@ def test_a_released_mask_trains(train_args, masks, tiny, tmp_path, monkeypatch):
     gradient."""
     from test_masks import old_name
 
-    monkeypatch.setattr(training, "alternate", lambda forget, retain: once(forget))
+    monkeypatch.setattr(training, "alternate", lambda forget, retain, args: once(forget))
     mask = Mask.load(str(masks("qwen2_vl") / "mllmu_language_mask.pt"), "qwen2_vl")
     released = {old_name(n, "qwen2_vl"): mask.of(n) for n in mask.bits}
     torch.save({"weight": released | {"visual.patch_embed.proj.weight": 0}}, tmp_path / "released.pt")

@@ -58,6 +58,8 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
     args.mask = read_mask(args, bench) if args.grad_mask_path else None
     args.problems.stop()
     fitting.check_samples(args, data)
+    if args.mask and not args.mask.is_for(data["forget"]):
+        notes.append(f"{args.grad_mask_path} was made to forget something else than this forget set")
     if trains and args.resume:
         state.check_data(args, data)
     if not args.dry_run:

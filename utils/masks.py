@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from utils.adapters import lineage
+from utils.data import Sample, fingerprint
 from utils.models import FAMILIES, local_folder, today, weight_files
 from utils.released import MASK_NAMES, PAPER, Released
 from utils.shards import local, span
@@ -128,7 +129,12 @@ class Mask:
             kept = [name for name in weight if any(word in name for word in MASK_NAMES)]
             weight = {name: weight[name] for name in kept}
         if content.pop("format", None) == FORMAT:
-            shapes = content.pop("shape", {})
+            shapes = content.pop("shape", None)
+            model = content.get("model") or {"name": "", "fingerprint": ""}
+            if not all(isinstance(part, dict) for part in (shapes, model, content.get("data", {}))) or not (
+                {"name", "fingerprint"} <= model.keys()
+            ):
+                raise MaskError(f"{path} is not a mask file: what it says of itself cannot be read")
             for name, bits in weight.items():
                 _check_packed(f"{path}: {name}", bits, shapes.get(name))
             return cls(weight, shapes, content, rules)
@@ -170,6 +176,11 @@ class Mask:
         made_for, folder = self.about.get("model"), local_folder(model_name)
         if made_for and folder and made_for["fingerprint"] != model_fingerprint(folder):
             raise MaskError(f"it was made for other weights ({made_for['name']}) than {model_name}")
+
+    def is_for(self, forget: list[Sample]) -> bool:
+        """False where the mask says that it was made to forget something else: another ratio, another
+        benchmark, other rows."""
+        return self.about.get("data", {}).get("forget") in (None, fingerprint(forget))
 
 
 def _check_packed(name: str, bits: object, shape: object) -> None:
