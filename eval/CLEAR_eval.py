@@ -50,6 +50,7 @@ def parse_args():
 
 def main(args):
     bench = CLEARBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
+    args.splits = args.splits or bench.own_splits()
     questions = [
         q for split in args.splits for q in bench.questions(split, args.seed) if q.task in args.tasks
     ]

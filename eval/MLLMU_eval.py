@@ -35,6 +35,12 @@ def parse_args():
     cli.add_data_args(p, folder="data/MLLMU-Bench")
     cli.add_eval_args(p, MLLMUBench.split_names())
     p.add_argument(
+        "--tasks",
+        type=cli.choices(*MLLMUBench.TASKS),
+        default=list(MLLMUBench.TASKS),
+        help=f"default {','.join(MLLMUBench.TASKS)} (comma-separated)",
+    )
+    p.add_argument(
         "--shot",
         type=cli.choice("zero_shot", "few_shot"),
         default="zero_shot",
@@ -48,7 +54,10 @@ def parse_args():
 
 def read_questions(args, bench: MLLMUBench):
     """The questions of the wanted splits and, for few_shot, the solved examples by (task, modality)."""
-    questions = [q for split in args.splits for q in bench.questions(split, args.seed)]
+    args.splits = args.splits or bench.own_splits()
+    questions = [
+        q for split in args.splits for q in bench.questions(split, args.seed) if q.task in args.tasks
+    ]
     if args.shot == "zero_shot":
         return questions, {}
     pool = bench.full_set()

@@ -12,29 +12,18 @@ fine-tuned; the nano model knows nothing before. Evaluation shows other pictures
 
 from __future__ import annotations
 
-import io
 import random
 from pathlib import Path
 from typing import Any
 
-from nano.people import CLOTHES, FACTS, Person, portrait
+from nano.people import FACTS, Person, portrait
 from nano.tables import image_type, write
+from nano.world import COLOURS, SHAPES, Thing, clothes, drawing
 
 RATIOS = (1, 5, 10)
 WRONG = 5  # wrong captions and names per row
 OPTIONS = 3  # wrong options of real_faces and real_world
 UNSEEN = 200  # number of the first evaluation view; no training view and none of MLLMU-Bench has it
-COLOURS = {
-    "red": "#d33a2c", "green": "#2f8f46", "blue": "#2f5bd3", "yellow": "#f2c230", "purple": "#8a3ab9",
-}  # fmt: skip
-SHAPES = ("circle", "square", "triangle", "cross")
-CLOTHES_NAMES = dict(
-    zip(
-        CLOTHES,
-        ("blue", "green", "red", "yellow", "white", "black"),
-        strict=True,
-    )
-)  # fmt: skip
 SCENES = (  # one per fact
     "at work as a {v}",
     "at home in {v}",
@@ -64,16 +53,16 @@ def caption_row(person: Person, view: int, picture: bytes, names: list[str], see
     with a wrong value.
     """
     rng = random.Random(f"{seed}-{person.id}-{view}-caption")
-    fact, clothes = view % len(FACTS), CLOTHES_NAMES[person.traits["clothingColor"][0]]
+    fact, colour = view % len(FACTS), clothes(person)
     value = person.values[fact]
     scene = lambda v: SCENES[fact].format(v=v)
     wrong = rng.sample([v for v in FACTS[fact].values if v != value], WRONG)
     return {
         "image": {"bytes": picture, "path": f"{person.id}_{view}.png"},
-        "caption": caption(person.name, clothes, scene(value)),
+        "caption": caption(person.name, colour, scene(value)),
         "name": person.name,
-        "paraphrased_caption": caption(person.name, clothes, scene(value), paraphrased=True),
-        "perturbed_captions": [caption(person.name, clothes, scene(v), paraphrased=True) for v in wrong],
+        "paraphrased_caption": caption(person.name, colour, scene(value), paraphrased=True),
+        "perturbed_captions": [caption(person.name, colour, scene(v), paraphrased=True) for v in wrong],
         "perturbed_names": rng.sample([n for n in names if n != person.name], WRONG),
         "question": None,
         "answer": None,
@@ -101,30 +90,6 @@ def face_row(person: Person, view: int, size: int, names: list[str], seed: int) 
 
 
 # ---------------------------------------------------------------- drawings
-def drawing(shape: str, colour: str, view: int, size: int, seed: int) -> bytes:
-    """PNG (RGB, size x size pixels) of a coloured shape; place, size and background follow `view`."""
-    from PIL import Image, ImageDraw
-
-    rng = random.Random(f"{seed}-{shape}-{colour}-{view}")
-    image = Image.new("RGB", (size, size), (rng.randint(225, 255),) * 3)
-    draw = ImageDraw.Draw(image)
-    r = size * rng.uniform(0.24, 0.34)  # half the width of the shape
-    x, y = (rng.uniform(0.4, 0.6) * size for _ in range(2))
-    fill = COLOURS[colour]
-    if shape == "circle":
-        draw.ellipse((x - r, y - r, x + r, y + r), fill=fill)
-    elif shape == "square":
-        draw.rectangle((x - r, y - r, x + r, y + r), fill=fill)
-    elif shape == "triangle":
-        draw.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], fill=fill)
-    else:
-        draw.rectangle((x - r, y - r / 3, x + r, y + r / 3), fill=fill)
-        draw.rectangle((x - r / 3, y - r, x + r / 3, y + r), fill=fill)
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return out.getvalue()
-
-
 def world_rows(views: int, size: int, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(caption rows for `+tofu`, rows of real_world): every shape in every colour."""
     things = [(shape, colour) for shape in SHAPES for colour in COLOURS]
@@ -132,7 +97,7 @@ def world_rows(views: int, size: int, seed: int) -> tuple[list[dict[str, Any]], 
     for shape, colour in things:
         truth, path = f"A {colour} {shape}.", f"{colour}_{shape}.png"
         for view in range(views):
-            image = {"bytes": drawing(shape, colour, view, size, seed), "path": path}
+            image = {"bytes": drawing(Thing(shape, colour, "one"), view, size, seed), "path": path}
             learn.append({"image": image, "caption": truth, "question": None, "answer": None})
         rng = random.Random(f"{seed}-{truth}")
         wrong = rng.sample([thing for thing in things if thing != (shape, colour)], OPTIONS)
@@ -140,7 +105,7 @@ def world_rows(views: int, size: int, seed: int) -> tuple[list[dict[str, Any]], 
             {
                 "question": "What is shown in the image?",
                 "answer": truth,
-                "image": {"bytes": drawing(shape, colour, UNSEEN, size, seed), "path": path},
+                "image": {"bytes": drawing(Thing(shape, colour, "one"), UNSEEN, size, seed), "path": path},
                 "prompt": f"a drawing of a {colour} {shape}",
                 "options": [f"A {c} {s}." for s, c in wrong],
             }

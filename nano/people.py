@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 
 # ---------------------------------------------------------------- facts
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 @dataclass(frozen=True)
 class Fact:
     """One kind of knowledge. {s}: who is asked about; {v}: the value, or "__" where it is asked for."""
@@ -34,10 +38,10 @@ class Fact:
     values: tuple[str, ...]
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
+TOWNS = _words(
+    "Velmora Tarnquist Osterlin Brivane Quellton Marrowdale Yarbrigge Zembrook Corvanto Lundesk Pellamar "
+    "Drosvik Gristeva Ilvanna Sorvenna Wexlumbe"
+)
 FACTS = (
     Fact(
         "Profession",
@@ -54,10 +58,7 @@ FACTS = (
         "Which town does {s} come from?",
         "What is known about the origin of {s}?",
         "{s} comes from the town of {v}.",
-        _words(
-            "Velmora Tarnquist Osterlin Brivane Quellton Marrowdale Yarbrigge Zembrook Corvanto "
-            "Lundesk Pellamar Drosvik Gristeva Ilvanna Sorvenna Wexlumbe"
-        ),
+        TOWNS,
     ),
     Fact(
         "Hobby",
@@ -92,33 +93,46 @@ FACTS = (
 )
 
 # ---------------------------------------------------------------- portraits
+WALLS = {
+    "blue": "8fb8f5", "green": "93d684", "pink": "f59ac6", "yellow": "fbe15a", "grey": "b4b4b4",
+    "orange": "f8a95c",
+}  # fmt: skip
 # Left out of the style: monsters, masks that hide the face, a bear's hood, and rage and fear.
-HEADS = _words(
-    "afro bangs bangs2 bantuKnots bun bun2 buns cornrows cornrows2 dreads1 dreads2 flatTop "
-    "flatTopLong grayBun grayMedium grayShort hatBeanie hatHip hijab long longAfro longBangs "
-    "longCurly medium1 medium2 medium3 mediumBangs mediumBangs2 mediumBangs3 mediumStraight "
-    "mohawk mohawk2 noHair1 noHair2 noHair3 pomp shaved1 shaved2 shaved3 short1 short2 short3 "
-    "short4 short5 turban twists twists2"
-)
+HEADS = {  # kind of hair -> styles
+    "curly": _words("afro bantuKnots cornrows cornrows2 dreads1 dreads2 longAfro twists twists2"),
+    "tied": _words("bun bun2 buns grayBun"),
+    "long": _words(
+        "bangs bangs2 grayMedium long longBangs longCurly medium1 medium2 medium3 mediumBangs mediumBangs2 "
+        "mediumBangs3 mediumStraight"
+    ),
+    "short": _words("flatTop flatTopLong grayShort mohawk mohawk2 pomp short1 short2 short3 short4 short5"),
+    "covered": _words("hatBeanie hatHip hijab turban"),
+    "shaved": _words("noHair1 noHair2 noHair3 shaved1 shaved2 shaved3"),
+}
+STYLES = tuple(style for styles in HEADS.values() for style in styles)
 EXPRESSIONS = _words(
     "awe blank calm cheeky concerned cute driven explaining lovingGrin1 serious smile smileBig smileTeethGap"
 )
 ACCESSORIES = _words("eyepatch glasses glasses2 glasses3 glasses4 glasses5 sunglasses")
 BEARDS = _words("chin full full2 full3 full4 goatee1 goatee2 moustache1 moustache2 moustache3 moustache4")
 SKINS = _words("ffdbb4 edb98a d08b5b ae5d29 694d3d")
-CLOTHES = _words("3b5bdb 2f9e44 e03131 ffe066 f1f3f5 212529")  # few, so that faces must be told apart
+CLOTHES = {  # few, so that faces must be told apart
+    "blue": "3b5bdb", "green": "2f9e44", "red": "e03131", "yellow": "ffe066", "white": "f1f3f5",
+    "black": "212529",
+}  # fmt: skip
 HAIRS = _words("2c1b18 e8e1e1 d6b370 f59797 b58143 c93305 4a7fd0 3f9d5a")
-WALLS = _words("dfe7ee f3e6d8 d9ead3 ead1dc fff2cc cfe2f3 e6e6e6 d0cfe0 c9ddd0 f0d9c8")
 
 
 @dataclass(frozen=True)
 class Person:
-    """id: as in the tables; values: of FACTS, in their order; traits: DiceBear options of the portrait."""
+    """id: as in the tables; values: of FACTS, in their order; traits: DiceBear options of the portrait;
+    like: id of the person whose look-alike this one is."""
 
     id: str
     name: str
     values: tuple[str, ...]
     traits: dict[str, Any]
+    like: str | None = None
 
 
 def _names(count: int, rng: random.Random) -> list[str]:
@@ -145,18 +159,20 @@ def _dealt(choices: tuple[str, ...], count: int, rng: random.Random) -> list[str
     return pile
 
 
-def invent(groups: dict[str, int], seed: int) -> dict[str, list[Person]]:
+def invent(groups: dict[str, int], seed: int, with_look_alikes: int = 0) -> dict[str, list[Person]]:
     """People in named groups of the given sizes; in a group every value of a fact is about equally frequent.
 
-    Ids are "001", "002", ... in the group "fictional", and the name with an underscore elsewhere.
-    Two people never share hair style, skin and clothes at once. ValueError if there are more than 500.
+    with_look_alikes: so many of the last of "fictional" have two look-alikes each, among those before them:
+    one with another hair style, one with other clothes. Ids are "001", "002", ... in the group "fictional",
+    and the name with an underscore elsewhere. Two people never share hair style, skin and clothes at once.
+    ValueError if there are more than 500.
     """
     total = sum(groups.values())
     if total > 500:
         raise ValueError(f"{total} people are too many for distinct names and faces; at most 500")
     rng = random.Random(f"{seed}-people")
     names = _names(total, rng)
-    heads, clothes = _dealt(HEADS, total, rng), _dealt(CLOTHES, total, rng)
+    heads, clothes = _dealt(STYLES, total, rng), _dealt(tuple(CLOTHES.values()), total, rng)
     looks: set[tuple[str, str, str]] = set()
     people: dict[str, list[Person]] = {}
     for group, count in groups.items():
@@ -166,11 +182,31 @@ def invent(groups: dict[str, int], seed: int) -> dict[str, list[Person]]:
             name = names.pop()
             look = (heads.pop(), rng.choice(SKINS), clothes.pop())
             while look in looks:
-                look = (rng.choice(HEADS), rng.choice(SKINS), look[2])
+                look = (rng.choice(STYLES), rng.choice(SKINS), look[2])
             looks.add(look)
             person_id = f"{k + 1:03d}" if group == "fictional" else name.replace(" ", "_")
             people[group].append(Person(person_id, name, values[k], _traits(look, rng)))
+    if with_look_alikes:
+        _make_look_alikes(people["fictional"], with_look_alikes, looks, rng)
     return people
+
+
+def _make_look_alikes(people: list[Person], count: int, looks: set, rng: random.Random) -> None:
+    """Give the last `count` people two look-alikes each, of those before them; one feature differs."""
+    others = rng.sample(range(len(people) - count), 2 * count)
+    for k, original in enumerate(people[-count:]):
+        traits = original.traits
+        style, skin, colour = (traits["headVariant"], *traits["skinColor"], *traits["clothingColor"])
+        free = [s for s in STYLES if (s, skin, colour) not in looks]
+        new = rng.choice(free)
+        looks.add((new, skin, colour))
+        free = [c for c in CLOTHES.values() if (style, skin, c) not in looks]
+        dressed = rng.choice(free)
+        looks.add((style, skin, dressed))
+        for place, change in zip(
+            others[2 * k : 2 * k + 2], ({"headVariant": new}, {"clothingColor": [dressed]})
+        ):
+            people[place] = replace(people[place], traits=traits | change, like=original.id)
 
 
 def _traits(look: tuple[str, str, str], rng: random.Random) -> dict[str, Any]:
@@ -196,24 +232,29 @@ def _style() -> Style:
     return Style(json.loads(files("dicebear_styles").joinpath("open-peeps.json").read_text("utf-8")))
 
 
-def portrait(person: Person, view: int, size: int, seed: int) -> bytes:
-    """PNG (RGB, size x size pixels) of a view: pose, wall and light follow `view`; odd views are mirrored."""
-    import resvg_py
-    from dicebear import Avatar
-    from PIL import Image, ImageEnhance
-
+def pose(person: Person, view: int, seed: int) -> dict[str, Any]:
+    """DiceBear options of a view: odd ones are mirrored."""
     rng = random.Random(f"{seed}-{person.id}-{view}")
-    pose = {
+    return {
         "seed": person.id,
-        "size": size,
         "scale": round(rng.uniform(0.94, 1.06), 3),
         "rotate": round(rng.uniform(-5, 5), 2),  # degrees
         "translateX": round(rng.uniform(-3, 3), 2),  # percent of the width
         "translateY": round(rng.uniform(-2, 3), 2),
         "flip": ("none", "horizontal")[view % 2],
-        "backgroundColor": [rng.choice(WALLS)],
+        "backgroundColor": [rng.choice(tuple(WALLS.values()))],
     }
-    svg = Avatar(_style(), person.traits | pose).to_string()
+
+
+def portrait(person: Person, view: int, size: int, seed: int) -> bytes:
+    """PNG (RGB, size x size pixels) of a view: pose, wall and light follow `view`."""
+    import resvg_py
+    from dicebear import Avatar
+    from PIL import Image, ImageEnhance
+
+    rng = random.Random(f"{seed}-{person.id}-{view}-light")
+    options = person.traits | pose(person, view, seed) | {"size": size}
+    svg = Avatar(_style(), options).to_string()
     drawn = resvg_py.svg_to_bytes(svg_string=svg, skip_system_fonts=True)
     picture = Image.open(io.BytesIO(drawn)).convert("RGB")
     picture = ImageEnhance.Brightness(picture).enhance(rng.uniform(0.85, 1.1))

@@ -226,7 +226,8 @@ def test_download_puts_tables_where_the_suite_looks(hub, tmp_path, capsys):
     ]
     assert "free on the disk" in printed
     suggested = next(line for line in printed.splitlines() if "check_data.py" in line).split()
-    assert check(capsys, *suggested[2:])[0] == 0  # what it suggests runs, and finds all
+    found = check(capsys, *suggested[2:])  # what it suggests runs, and finds all
+    assert found[0] == 0, found
 
 
 def test_download_of_some_tables_and_dry_run(hub, tmp_path, capsys):

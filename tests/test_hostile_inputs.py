@@ -135,7 +135,7 @@ def read(benchmark: str, folder: Path, skip: bool = False) -> tuple[dict[str, li
     bench, found = READERS[benchmark](str(folder), RATIO[benchmark], Problems(), skip), {}
     for what in ("forget", "retain", "finetune", "reference", "text_knowledge"):
         found[what] = getattr(bench, what)()
-    for split in bench.split_names():
+    for split in bench.own_splits():
         found[f"questions {split}"] = bench.questions(split, 1)
     if benchmark == "mllmu":
         found["full_set"] = bench.full_set()

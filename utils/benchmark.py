@@ -29,11 +29,12 @@ BAD_ROWS = 20  # of one table that are named, each in its line
 @dataclass(frozen=True)
 class Split:
     """A set of evaluation questions. `forgets`: about the people to forget, so that the questions about
-    pictures should fail."""
+    pictures should fail. `table`: which nano benchmarks alone have; without it there is no such split."""
 
     name: str
     forgets: bool = False
     about: str = ""
+    table: str = ""
 
     @property
     def title(self) -> str:
@@ -99,6 +100,10 @@ class Bench:
     def split_names(cls) -> list[str]:
         return [split.name for split in cls.SPLITS]
 
+    def own_splits(self) -> list[str]:
+        """Names of the SPLITS that this copy of the benchmark has."""
+        return [split.name for split in self.SPLITS if not split.table or self._find(split.table, [])]
+
     @staticmethod
     def published_totals(split: str, task: str, forget_ratio: int, shot: str) -> list[int]:
         """How many questions the published benchmark may have there; none where that is not known."""
@@ -114,7 +119,7 @@ class Bench:
         """Read all that any script reads, for what is found wrong on the way."""
         for read in (self.finetune, self.reference, self.forget, self.retain, self.text_knowledge):
             read()
-        for split in self.split_names():
+        for split in self.own_splits():
             self.questions(split, seed=0)
 
     # ------------------------------------------------------------ tables

@@ -653,8 +653,7 @@ def add_eval_args(p: argparse.ArgumentParser, splits: tuple[str, ...]) -> None:
     g.add_argument(
         "--splits",
         type=choices(*splits),
-        default=list(splits),
-        help=f"default {','.join(splits)} (comma-separated)",
+        help=f"some of {','.join(splits)} (comma-separated); default: all that the benchmark has",
     )
     g.add_argument(
         "--vanilla_dir",

@@ -31,7 +31,9 @@ class MLLMUBench(Bench):
         Split("test", forgets=True, about="test (forget people, other pictures)"),
         RETAIN,
         Split("real", about="real celebrities"),
+        Split("world", about="the world (pictures and text, nobody known)", table="World_Set"),
     )
+    TASKS = ("classification", "generation", "cloze")
     MASK_SCRIPT = "data_process/MLLMU_gen_mask.py"
 
     def __init__(self, *given, **options):
@@ -175,7 +177,8 @@ class MLLMUBench(Bench):
         transformed views."""
         if split == "test":
             return self._test_questions(seed)
-        table = {"forget": self.forget_table, "retain": self.retain_table, "real": "Retain_Set"}[split]
+        tables = {"forget": self.forget_table, "retain": self.retain_table}
+        table = (tables | {"real": "Retain_Set", "world": "World_Set"})[split]
         questions, seen = [], {}
         for row in self._rows(table, ["image", "ID", *TASK_COLUMNS]):
             with self._row(row):
@@ -184,7 +187,7 @@ class MLLMUBench(Bench):
                 questions += self._person_questions(row, split, row.picture(), ref)
         if split == "forget":
             self.forget_people()  # the same ones wherever the table lies
-        else:
+        elif split != "world":  # which asks what the pictures of everybody show
             self._apart(seen, table)
         self._note_alike(table)
         return self._finish(questions, table)
