@@ -2,7 +2,7 @@
 # The paper's claim on a laptop, from nothing, in minutes: bash demo.sh [mllmu|clear]
 #
 # Makes a nano benchmark of invented people, trains a tiny LLaVA on them (the vanilla model), forgets a tenth of them with every method,
-# retrains without them (the gold standard), evaluates all, and shows the table, the trade-off plot and a page with portraits
+# retrains without their pictures (the gold standard), evaluates all, and shows the table, the trade-off plot and a page with portraits
 # and answers before and after. Everything lies under runs/nano/ (clear: runs/nano_clear/); a second run skips what is done.
 # Where the learning rates come from: docs/nano.md.
 set -euo pipefail
@@ -70,17 +70,17 @@ evaluate() {
 echo "== 1. The nano benchmark: invented people, drawn portraits, and a tiny LLaVA with random weights"
 make "$made/run.json" -- "$PYTHON" nano/make_nano.py --save_dir "$made"
 
-echo "== 2. The vanilla model learns everybody; the reference model learns everybody but those to forget"
-echo "   (the reference model trains beside the vanilla model; its output: $nano/reference.log)"
+echo "== 2. The vanilla model learns everybody; the retrained one all but the pictures of those to forget"
+echo "   (it trains beside the vanilla model; its output: $nano/retrained.log)"
 mkdir -p "$nano"
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
-make "$nano/reference/run.json" "$made/run.json" -- "$PYTHON" "${prefix}_reference.py" --model_id "$original" \
-    --data_split_dir "$data" --forget_ratio 10 --save_dir "$nano/reference" "${learn[@]}" "${train[@]}" \
-    >"$nano/reference.log" 2>&1 &
-reference=$!
+make "$nano/retrained/run.json" "$made/run.json" -- "$PYTHON" "${prefix}_reference.py" --model_id "$original" --keep_text True \
+    --data_split_dir "$data" --forget_ratio 10 --save_dir "$nano/retrained" "${learn[@]}" "${train[@]}" \
+    >"$nano/retrained.log" 2>&1 &
+retrained=$!
 make "$nano/vanilla/run.json" "$made/run.json" -- "$PYTHON" "${prefix}_finetune.py" --model_id "$original" \
     --data_split_dir "$data" --save_dir "$nano/vanilla" "${learn[@]}" "${train[@]}"
-wait "$reference" || { tail -n 5 "$nano/reference.log" >&2; exit 1; }
+wait "$retrained" || { tail -n 5 "$nano/retrained.log" >&2; exit 1; }
 
 echo "== 3. Forgetting a tenth of the people: four baselines, and MMUnlearner with its saliency mask"
 forget=(--model_id "$original" --vanilla_dir "$nano/vanilla" --data_split_dir "$splits" --forget_ratio 10)
@@ -90,7 +90,7 @@ make "$nano/mask/run.json" "$nano/vanilla/run.json" -- "$PYTHON" "data_process/$
 method manifold --grad_mask_path "$nano/mask/${prefix,,}_both_mask.pt"
 
 echo "== 4. What each model still knows"
-models=(vanilla GA GA_Diff KL_Min NPO manifold reference)
+models=(vanilla GA GA_Diff KL_Min NPO manifold retrained)
 for name in "${models[@]}"; do evaluate "$name"; done
 
 echo "== 5. The table, the plot and the page"
@@ -98,7 +98,7 @@ results=("${models[@]/#/$nano/}")
 "$PYTHON" eval/table.py "${results[@]}" --csv "$nano/table.csv" --latex "$nano/table.tex" \
     --markdown "$nano/table.md" --plot "$nano/tradeoff.png"
 if [ "$bench" = clear ]; then
-    "$PYTHON" eval/forget_quality.py "${results[@]}" --reference "$nano/reference"
+    "$PYTHON" eval/forget_quality.py "${results[@]}" --reference "$nano/retrained"
 fi
 "$PYTHON" eval/report.py "${results[@]}" --save_path "$nano/report.html"
 
