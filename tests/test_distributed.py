@@ -113,7 +113,11 @@ def test_every_method_in_two_processes(engine, run_with, tiny, masks):
         for name in a:
             torch.testing.assert_close(a[name], b[name], atol=atol, rtol=0, msg=f"{method}: {name}")
         if method != "bf16":
-            assert manifests[0]["update"] == manifests[1]["update"]
+            one_update, two_update = (m["update"] for m in manifests)
+            # a gradient that is rounding alone, as of a key's bias, is 0 in one of them
+            seen = one_update.pop("weights_seen")
+            assert two_update.pop("weights_seen") == pytest.approx(seen, abs=20)
+            assert one_update == two_update
             assert [x["loss"] for x in logs[0]] == pytest.approx([x["loss"] for x in logs[1]], rel=1e-5)
             norms = [[x["grad_norm"] for x in log] for log in logs]
             assert norms[0] == pytest.approx(norms[1], rel=1e-4)
@@ -140,7 +144,7 @@ def test_masks_in_two_processes(engine, flags, masks, tiny, nano, tmp_path):
         one, two = (Mask.load(str(folder / name), "llava") for folder in (masks("llava"), tmp_path / "two"))
         assert one.bits.keys() == two.bits.keys() and one.about["data"] == two.about["data"]
         differ = sum(int((one.of(n) != two.of(n)).sum()) for n in one.bits)
-        assert differ <= 1e-4 * one.count()[1]
+        assert differ <= 5e-4 * one.count()[1]  # key biases, whose gradients are rounding alone
     answers = [read_json(folder / "run.json")["answers"] for folder in (masks("llava"), tmp_path / "two")]
     assert answers[0] == pytest.approx(answers[1], rel=1e-3)
 
