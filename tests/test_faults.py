@@ -82,7 +82,7 @@ def test_killed_at_random_moments_and_resumed(script, train_args, masks, tmp_pat
     draw = random.Random(f"{SEED}/{script}")
     with capsys.disabled():
         print(f"\n{script}: FAULTS_SEED={SEED}, {length:.1f} s undisturbed", end=" ")
-    run, moments = tmp_path / "run", 0
+    run, moments, quicker = tmp_path / "run", 0, 0
     while moments < 5:
         number = draw.choice([signal.SIGKILL, signal.SIGTERM])
         resume = ["--resume"] if state.find(run) else []
@@ -91,7 +91,8 @@ def test_killed_at_random_moments_and_resumed(script, train_args, masks, tmp_pat
         assert (code == state.STOPPED) <= (state.find(run) is not None)
         moments += code != 0
         if code == 0 and moments < 5:  # it was quicker: once more
-            run.rename(tmp_path / f"run{moments}")
+            quicker += 1
+            run.rename(tmp_path / f"run{quicker}")
     if not run.is_dir():
         assert Run(script, *argv, *(["--resume"] if state.find(run) else [])).wait() == 0
     assert equal(weights(tmp_path / "whole"), weights(run))
