@@ -253,6 +253,20 @@ def test_dry_run_tells_the_steps_of_the_run_and_writes_nothing(train_args, masks
     assert float(planned) * 1e6 == pytest.approx(saved, rel=0.2, abs=1e5)
 
 
+def test_adapters_under_a_mask_are_two(train_args, masks, capsys):
+    flags = {"lora": True, "lora_r": 64, "max_steps": 1}
+    argv = train_args(grad_mask_path=masks("llava") / "mllmu_both_mask.pt", **flags)
+    with pytest.raises(SystemExit):
+        run_script("MLLMU_manifold.py", *argv, "--dry_run")
+    said = capsys.readouterr().out
+    (planned,) = re.findall(r"frozen, and ([\d.]+) M of LoRA", said)
+    (moments,) = re.findall(r"moments ([\d.]+) MB", said)  # 8 bytes for each of them
+    assert float(moments) == pytest.approx(8 * float(planned), rel=0.1)
+    run_script("MLLMU_manifold.py", *argv)
+    (trained,) = re.findall(r"training ([\d,]+) weights", capsys.readouterr().out)
+    assert float(planned) * 1e6 == pytest.approx(int(trained.replace(",", "")), rel=0.1)
+
+
 def test_dry_run_of_masks(tiny, nano, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         run_script("data_process/MLLMU_gen_mask.py", "--model_id", tiny["qwen2_vl"], "--data_split_dir",

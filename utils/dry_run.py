@@ -27,8 +27,8 @@ FREE = 0.92  # of a card's memory; the rest goes to the driver and to gaps
 
 
 # ---------------------------------------------------------------- model, data and flags as numbers
-def read_model(model: PreTrainedModel, rank: int = 0, parts: str = "both", adapters: int = 1) -> Model:
-    """Of a model on the meta device. rank: LoRA's, 0 without it; adapters: how many a layer gets."""
+def read_model(model: PreTrainedModel, rank: int = 0, parts: str = "both") -> Model:
+    """Of a model on the meta device. rank: LoRA's, 0 without it."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     part_of, weights = models.part_of_parameters(model), Counter()
@@ -39,7 +39,7 @@ def read_model(model: PreTrainedModel, rank: int = 0, parts: str = "both", adapt
     modules, adapter = dict(model.named_modules()), 0
     if rank:
         targets = [modules[name] for name in models.lora_targets(model, parts)]
-        adapter = adapters * rank * sum(m.in_features + m.out_features for m in targets)
+        adapter = rank * sum(m.in_features + m.out_features for m in targets)
     return Model(
         weights=dict(weights),
         layers={
@@ -148,8 +148,7 @@ class Plan:
         empty = models.empty_model(name)
         self.how, self.title = read_setting(args), models.family_of(empty).title
         rank = args.lora_r if self.how.lora else 0
-        adapters = 2 if self.how.lora and args.mask else 1  # one of forget steps, one of retain steps
-        self.model = read_model(empty, rank, args.lora_parts if rank else "both", adapters)
+        self.model = read_model(empty, rank, args.lora_parts if rank else "both")
         self.targets = len(models.lora_targets(empty, args.lora_parts)) if rank else 0
         if args.released.kl_positions == "all":
             self.how = replace(self.how, beside=self.model.all)
@@ -191,7 +190,9 @@ class Plan:
         billions = lambda n: f"{n / 1e9:.2f} B" if n >= 1e8 else f"{n / 1e6:.2f} M"
         trained = "none trained" if args.task == "masks" else "all trained"
         if how.lora:
-            trained = f"frozen, and {billions(model.adapter)} of LoRA on {self.targets} layers"
+            trained = (
+                f"frozen, and {billions(planning.adapters(model, how))} of LoRA on {self.targets} layers"
+            )
         parts = ", ".join(f"{part} {billions(n)}" for part, n in sorted(model.weights.items()))
         out = [
             "",

@@ -133,7 +133,7 @@ class Memory:
 
 
 def adapters(model: Model, how: Setting) -> int:
-    """Weights of the adapters: two under a mask."""
+    """Weights of the adapters: two under a mask, one of forget steps and one of retain steps."""
     return model.adapter * (2 if how.masked else 1)
 
 
