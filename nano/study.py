@@ -28,6 +28,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -238,8 +240,6 @@ class Study:
         self.vanilla = count(vanilla, self.rings)
         self.retrained = count(read(args.nano / "retrained"), self.rings)
         self.runs: dict[tuple[Method, str, str], Counts] = {}
-        import numpy as np
-
         self.people = sorted({person for ring in self.vanilla.values() for person in ring})
         strata = [self._stratum(person, retain) for person in self.people]
         self.draws = curves.Draws.of(strata, len(args.seeds), np.random.default_rng(0))
@@ -249,8 +249,6 @@ class Study:
 
     def mean(self, ring: str, of_seeds: list[Counts]):
         """(R,) percent right in a ring; of_seeds: one Counts, or one per seed."""
-        import numpy as np
-
         of_seeds = of_seeds * len(self.args.seeds) if len(of_seeds) == 1 else of_seeds
         right = np.array([[c[ring][p][0] if p in c[ring] else 0 for p in self.people] for c in of_seeds])
         asked = np.array([self.vanilla[ring].get(p, [0, 0])[1] for p in self.people])
@@ -258,8 +256,6 @@ class Study:
 
     def path(self, one: Method, ring: str):
         """(K, R): the vanilla model, then the method's runs in the order of their learning rates."""
-        import numpy as np
-
         lrs = sorted({lr for m, lr, _ in self.runs if m == one}, key=float)
         runs = [self.mean(ring, [self.runs[one, lr, seed] for seed in self.args.seeds]) for lr in lrs]
         return np.array([self.mean(ring, [self.vanilla]), *runs])

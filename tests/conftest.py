@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: more threads only cost time
@@ -81,6 +83,14 @@ def weights(folder) -> dict:
 
 def jsonl(path: Path) -> list[dict]:
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
+
+
+@contextmanager
+def edited(file: Path) -> Iterator[dict]:
+    """The content of a JSON file, to be changed."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    yield content
+    file.write_text(json.dumps(content), encoding="utf-8")
 
 
 def read_table(folder: Path) -> list[dict]:

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from conftest import RATIO, ROOT, load_script, run_script
+from conftest import RATIO, ROOT, edited, load_script, run_script
 
 SCRIPTS = sorted(
     str(path.relative_to(ROOT))
@@ -204,9 +204,8 @@ def test_another_vocabulary_than_the_weights(tmp_path, tiny):
     from utils.models import load_model
 
     shutil.copytree(tiny["llava"], tmp_path / "bad")
-    config = json.loads((tmp_path / "bad" / "config.json").read_text())
-    config["text_config"]["vocab_size"] += 8
-    (tmp_path / "bad" / "config.json").write_text(json.dumps(config))
+    with edited(tmp_path / "bad" / "config.json") as config:
+        config["text_config"]["vocab_size"] += 8
     with pytest.raises(SystemExit, match=r"in its files and \[\d+, \d+\] by its config.json"):
         load_model(str(tmp_path / "bad"))
 

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import FAMILIES, RATIO, jsonl, picture_cell, run_script, sample, weights
+from conftest import FAMILIES, RATIO, edited, jsonl, picture_cell, run_script, sample, weights
 
 from nano.stand_ins import STAND_INS
 from utils import models
@@ -207,10 +207,8 @@ def test_a_processor_that_needs_a_missing_package(tiny, tmp_path, monkeypatch):
 
 def test_a_processor_whose_files_do_not_belong_together(tiny, tmp_path):
     shutil.copytree(tiny["gemma3"], tmp_path / "model")
-    file = tmp_path / "model" / "tokenizer_config.json"
-    config = json.loads(file.read_text())
-    del config["boi_token"]
-    file.write_text(json.dumps(config))
+    with edited(tmp_path / "model" / "tokenizer_config.json") as config:
+        del config["boi_token"]
     with pytest.raises(SystemExit, match=r"error: the processor of .*boi_token"):
         models.load_processor(str(tmp_path / "model"))
 
@@ -239,10 +237,8 @@ def test_a_language_model_that_does_not_fit_into_a_listed_family(tiny, tmp_path)
 
 def test_an_attention_kernel_that_a_model_does_not_have(tiny, tmp_path):
     shutil.copytree(tiny["bakllava"], tmp_path / "model")
-    file = tmp_path / "model" / "config.json"
-    config = json.loads(file.read_text())
-    config["text_config"] = {"model_type": "gemma2", "hidden_size": 64, "num_hidden_layers": 2}
-    file.write_text(json.dumps(config))
+    with edited(tmp_path / "model" / "config.json") as config:
+        config["text_config"] = {"model_type": "gemma2", "hidden_size": 64, "num_hidden_layers": 2}
     with pytest.raises(SystemExit, match=r"error: --attn sdpa: .* give --attn eager"):
         models.load_model(str(tmp_path / "model"))
 
@@ -341,11 +337,9 @@ def test_a_processor_without_a_usable_template_is_refused(tiny, tmp_path):
 def test_an_old_llava_processor_learns_its_numbers(tiny, processors, tmp_path):
     """Before transformers 4.47 processor_config.json did not say by how many tokens <image> is replaced."""
     shutil.copytree(tiny["llava"], tmp_path / "model")
-    file = tmp_path / "model" / "processor_config.json"
-    config = json.loads(file.read_text())
-    for name in ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens"):
-        del config[name]
-    file.write_text(json.dumps(config))
+    with edited(tmp_path / "model" / "processor_config.json") as config:
+        for name in ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens"):
+            del config[name]
     old = models.load_processor(str(tmp_path / "model"))
     rows = [
         Collator(p, models.FAMILIES["llava"])([sample(picture=CELLS[1])]) for p in (old, processors["llava"])
@@ -435,8 +429,8 @@ def test_generation_settings_of_a_checkpoint(settings, tiny, train_args, tmp_pat
     from utils.collate import Chat
 
     shutil.copytree(tiny["qwen2_vl"], tmp_path / "model")
-    file = tmp_path / "model" / "generation_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    with edited(tmp_path / "model" / "generation_config.json") as config:
+        config |= settings
     run_script("MLLMU_GA.py", *train_args(model_id=tmp_path / "model", lr=1e-12))
     replies = []
     for folder in (tiny["qwen2_vl"], tmp_path / "model"):

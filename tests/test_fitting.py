@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import RATIO, picture_cell, read_table, run_script, sample, write_table
+from conftest import RATIO, edited, picture_cell, read_table, run_script, sample, write_table
 
 from nano.stand_ins import STAND_INS
 from utils import fitting, models
@@ -181,10 +181,8 @@ def test_nothing_left_is_told(tiny, capsys):
 def test_a_tokenizer_without_a_padding_token(tiny, tmp_path):
     """The end-of-text token pads; labels go by lengths, so that real ends of turns stay labels."""
     shutil.copytree(tiny["bakllava"], tmp_path / "model")
-    file = tmp_path / "model" / "tokenizer_config.json"
-    config = json.loads(file.read_text())
-    del config["pad_token"]
-    file.write_text(json.dumps(config))
+    with edited(tmp_path / "model" / "tokenizer_config.json") as config:
+        del config["pad_token"]
     bare, whole = models.load_processor(str(tmp_path / "model")), models.load_processor(str(tiny["bakllava"]))
     assert bare.tokenizer.pad_token_id == bare.tokenizer.eos_token_id != whole.tokenizer.pad_token_id
     rows = [sample(answer=a, picture=picture_cell()) for a in ("Ann", "Ann of Oslo, a baker")]

@@ -13,6 +13,7 @@ from conftest import (
     PICTURE_TOKENS,
     RATIO,
     ROOT,
+    edited,
     jsonl,
     load_script,
     picture_cell,
@@ -464,10 +465,8 @@ def test_fisher_mode_train(masked, masks, tiny, tmp_path):
     plain = Mask.load(str(masks("llava") / "mllmu_both_mask.pt"), "llava")
     assert same(plain, masked("train", fisher_mode="train"))
     shutil.copytree(tiny["llava"], tmp_path / "dropout")
-    path = tmp_path / "dropout" / "config.json"
-    config = json.loads(path.read_text())
-    config["text_config"]["attention_dropout"] = 0.5
-    path.write_text(json.dumps(config))
+    with edited(tmp_path / "dropout" / "config.json") as config:
+        config["text_config"]["attention_dropout"] = 0.5
     flags = {"model": tmp_path / "dropout", "fisher_mode": "train"}
     one, again = masked("1", **flags), masked("2", **flags)
     assert same(one, again) and not same(one, plain)

@@ -23,10 +23,8 @@ from utils.released import MASK_SWITCHES, Released
 
 # exit codes beside 0 (whole) and 1 (the last line says what is missing); all: docs/running.md
 WRONG_INPUT, NO_MEMORY, NO_ROOM, INTERRUPTED = 2, 4, 5, 130
-LONGEST_NAME, LONGEST_PATH = (
-    200,
-    3500,
-)  # bytes; the system's are 255 and 4096, and hidden neighbours are longer
+# bytes; the system's are 255 and 4096, and hidden neighbours are longer
+LONGEST_NAME, LONGEST_PATH = 200, 3500
 SCORINGS = ("letter", "likelihood")  # of multiple choice: --mcq
 
 

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from utils.pictures import Picture
 
 SHOWN = 5  # bad rows that are named
-EXPANDS = (
-    12  # bytes: the most tokens that a normalizer makes of a character's bytes (U+FDFA: 18 letters of 3)
-)
+# bytes: the most tokens that a normalizer makes of a character's bytes (U+FDFA: 18 letters of 3)
+EXPANDS = 12
 
 
 class Fitting:

@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from utils import checkpoint, engines, folders, lora, models, state, tracking
+from utils import checkpoint, cli, engines, folders, lora, models, state, tracking
 from utils.batches import Stream, loader
 from utils.data import Sample
 
@@ -377,12 +377,11 @@ class Trainer:
     def _check_finite(self, model) -> None:
         """Raises SystemExit, DIVERGED, for weights that the last step has taken out of their type's range."""
         if wrong := models.not_finite(model):
-            print(
-                f"error: NaN or infinity in {len(wrong)} of the trained model's tensors, first in {wrong[0]};"
+            cli.fail(
+                f"NaN or infinity in {len(wrong)} of the trained model's tensors, first in {wrong[0]};"
                 f" {state.NOTHING}; a lower --lr may help",
-                file=sys.stderr,
+                DIVERGED,
             )
-            raise SystemExit(DIVERGED)
 
     def _exact(self, model, state):
         """The model on the CPU in fp32, with what compensation holds."""

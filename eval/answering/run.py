@@ -71,10 +71,8 @@ def _check_output(args) -> None:
     """The result can be written, and replaces nothing but an earlier one."""
     folder, flag = result_folder(args), "--output_dir" if args.output_dir else "--evaluated_model"
     try:
-        if args.part != (
-            1,
-            1,
-        ):  # else one that starts at the same time would remove it again, having tried it
+        if args.part != (1, 1):
+            # another part that starts at the same time would remove it again, having tried it
             folder.parent.mkdir(parents=True, exist_ok=True)
         why = folders.why_not_written(folder) or folders.why_not_ours(folder, "results.json")
     except OSError as error:
