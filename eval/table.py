@@ -1,5 +1,6 @@
-r"""One table, in the paper's shape, from any number of result folders.
+r"""One table, in the paper's shape, from any number of result folders; or a compact one with a verdict.
 
+    python eval/table.py runs/nano --brief
     python eval/table.py runs/nano/vanilla runs/nano/GA runs/nano/manifold
     python eval/table.py runs/nano/vanilla runs/nano/GA --shot zero_shot --forget_ratio 10 \
         --csv table.csv --latex table.tex --markdown table.md --plot tradeoff.png
@@ -22,15 +23,19 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from eval.results import published
+from eval.results.brief import brief
 from eval.results.compare import Block, blocks, frame, title
 from eval.results.figures import tradeoff, tradeoff_plot
 from eval.results.read import Result, add_result_args, given_results, read_answers
 from eval.results.remarks import NANO_REMARK, remarks
+from eval.results.runs import load_runs, masks_of
+from eval.results.verdicts import gate_lines
 from eval.tasks import METRICS, lower_is_better
 from utils import checkpoint, cli, folders
 
@@ -57,6 +62,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     cli.flag(
         p,
+        "--brief",
+        default=False,
+        help="print the compact table, at most 100 columns wide, and a verdict in words, in place of the wide"
+        " ones; default False",
+    )
+    cli.flag(
+        p,
         "--published",
         default=False,
         help="also print known published numbers beside ours, with their sources; default False",
@@ -68,11 +80,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def markdown(results: Sequence[Result], width: int | None = None) -> str:
     """Title, remarks and one Markdown table per split; too wide ones are split by columns."""
     made = blocks(results)
-    parts = [f"**{title(results)}**", *remarks(results)] + [NANO_REMARK] * any(r.is_nano for r in results)
+    parts = [f"**{title(results)}**", *gate_lines(results), *remarks(results)]
+    parts += [NANO_REMARK] * any(r.is_nano for r in results)
     if any(
         cell.interval or cell.difference_interval for block in made for row in block.cells for cell in row
     ):
         parts.append(INTERVALS)
+    if width:
+        parts = [fill(part, width) for part in parts]
     labels = [result.label for result in results]
     for block in made:
         parts.append(f"**{block.title}**")
@@ -199,11 +214,16 @@ def main(args: argparse.Namespace) -> None:
     for flag, suffix in (("csv", ".csv"), ("latex", ".tex"), ("markdown", ".md"), ("plot", ".png")):
         folders.check_file(getattr(args, flag), f"--{flag}", args.problems, suffix)
     read_answers(results, args.problems)
+    runs = load_runs(results, args.problems) if args.brief else []
+    masks = masks_of(runs, args.problems)
     args.problems.stop()
 
-    # a pipe has no width: tables stay whole there
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print(markdown(results, width))
+    if args.brief:
+        print(brief(runs, masks))
+    else:
+        # a pipe has no width: tables stay whole there
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(markdown(results, width))
     if args.published:
         print(published.comparison(results))
     if args.csv:

@@ -84,7 +84,7 @@ def test_numbers_that_mean_something_else_are_told(tmp_path, capsys):
     for knows in ({"keep_text": True}, {"vanilla_dir": "runs/vanilla"}):
         write(tmp_path / f"with {[*knows]}", splits=told(count(30, 125)), trained=never | knows)
     (line,) = [line for line in remarks(load(*sorted(tmp_path.iterdir()))) if line.startswith("Gen.")]
-    assert line.endswith("a model that never knew them has text 0.610 (without) on forget.")
+    assert line.endswith("a model that never knew them has text 0.610 (retrained without them) on forget.")
 
 
 def test_rows_of_different_judges_are_told(tmp_path):
@@ -123,7 +123,7 @@ def three(runs):
 
 def test_frame_holds_counts_and_differences(runs):
     data = frame(load(*three(runs)))
-    assert list(data.index) == ["vanilla", "GA_Diff", "manifold"]
+    assert list(data.index) == ["vanilla", "GA_Diff", "MMUnlearner"]
     wanted = {"value": 31.2, "correct": 39, "total": 125, "difference": -20.0}
     assert {name: data.loc["GA_Diff", ("forget", "vqa", name)] for name in wanted} == wanted
     assert data.loc["GA_Diff", ("forget", "generation_image", "difference")] == pytest.approx(-0.09)
@@ -134,7 +134,7 @@ def test_frame_holds_counts_and_differences(runs):
 
 def test_screen_has_one_block_per_split_with_counts_and_differences(runs, capsys):
     out = run(capsys, *three(runs))
-    assert "**MLLMU-Bench · forget 5 % · zero_shot · mcq by letter**" in out
+    assert "**MLLMU-Bench · forget 5 % · zero_shot · multiple choice by letter**" in out
     forget, retain = out.split("**retain**")
     assert "31.2 (39/125) -20.0" in forget and "0.410 (n=50) -0.090" in forget
     assert "52.0 (65/125) +4.0" in retain and "52.8 (66/125) ±0.0" in retain
@@ -166,8 +166,8 @@ def test_files(runs, capsys):
     cells = {row.split(" & ")[0]: row.removesuffix(r"\\").rstrip().split(" & ")[1:] for row in rows}
     # columns: forget VQA, QA, generation image, cloze text; retain VQA, QA
     assert cells[r"GA\_Diff"] == [r"\textbf{31.2}", "40.0", "0.410", r"\textbf{26.0}", "32.8", "35.2"]
-    assert cells["manifold"][:3] == ["32.8", r"\textbf{56.0}", r"\textbf{0.300}"]
-    assert cells["manifold"][4:] == [r"\textbf{52.0}", r"\textbf{52.8}"]
+    assert cells["MMUnlearner"][:3] == ["32.8", r"\textbf{56.0}", r"\textbf{0.300}"]
+    assert cells["MMUnlearner"][4:] == [r"\textbf{52.0}", r"\textbf{52.8}"]
     assert not any("textbf" in cell for cell in cells["vanilla"])  # vanilla is no contestant
     assert cells[""][-6:].count("$n=125$") == 4
 
@@ -480,7 +480,7 @@ def test_all_mistakes_at_once(runs, capsys):
     error = capsys.readouterr().err
     assert stopped.value.code == 2
     assert f"results: {runs / 'missing'}: no such folder" in error
-    assert f"results: {runs / 'empty'}: no results.json in it" in error
+    assert f"results: {runs / 'empty'}: no results.json in it nor below" in error
     assert "broken/results.json is not valid JSON" in error
     assert "foreign/results.json has no 'benchmark'" in error
     assert f"--vanilla: {runs / 'nowhere'}: no such folder" in error

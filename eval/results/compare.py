@@ -21,9 +21,17 @@ def vanilla_row(result: Result, results: Iterable[Result]) -> Result | None:
     return next((other for other in results if other.is_vanilla and other.setting == result.setting), None)
 
 
+def reference_row(result: Result, results: Iterable[Result]) -> Result | None:
+    """The retrained row of the setting of `result`; of several one that kept the text, as visual forgetting
+    should."""
+    found = [other for other in results if other.is_reference and other.setting == result.setting]
+    return min(found, key=lambda other: other.never_knew("text"), default=None)
+
+
 @cache
 def difference(result: Result, vanilla: Result, split: str, metric: Metric) -> Difference | None:
-    """How far one cell of `result` is from vanilla's, paired over people, on the questions of both.
+    """How far one cell of `result` is from vanilla's, or another row's, paired over people, on the questions
+    of both.
 
     From the two results' prediction files; without them from results.json, if its differences are to this
     vanilla. None where neither has it, where no question is shared, and with one person.
@@ -52,7 +60,7 @@ def title(results: Sequence[Result]) -> str:
         " and ".join(dict.fromkeys(r.benchmark for r in results)),
         "forget " + " and ".join(dict.fromkeys(f"{r.forget_ratio} %" for r in results)),
         " and ".join(dict.fromkeys(r.shot for r in results)),
-        "mcq by " + " and ".join(dict.fromkeys(r.mcq for r in results)),
+        "multiple choice by " + " and ".join(dict.fromkeys(r.mcq for r in results)),
     ]
     return " · ".join(parts)
 

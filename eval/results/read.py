@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 EVALUATION = re.compile(r"forget\d+")  # folder of a finished evaluation
 TRAINED = ("forget_ratio", "vanilla_dir", "keep_text")  # arguments of a training that results.json keeps
+NAMES = {"manifold": "MMUnlearner"}  # of scripts that are called otherwise where a person reads
 NEEDED = ("benchmark", "forget_ratio", "shot", "splits")
 FIELDS = {  # of results.json, as far as they are read
     "benchmark": str, "forget_ratio": int, "shot": str, "splits": dict, "model": str, "method": str,
@@ -35,10 +36,17 @@ def add_result_args(p: argparse.ArgumentParser) -> None:
         "results",
         nargs="*",
         default=[],
-        help="model folders, folders with results.json, or such files; one row per evaluation, in this order",
+        help="model folders, folders above them, folders with results.json, or such files; one row per"
+        " evaluation, in this order; of a folder above several: vanilla, by path, retrained",
     )
     p.add_argument(
-        "--vanilla", help='folder that differences are taken to; default: the rows whose method is "vanilla"'
+        "--vanilla",
+        help='folder that differences are taken to; default: rows named "vanilla" or made by *_finetune.py',
+    )
+    p.add_argument(
+        "--reference",
+        help="folder of the retrained model, which never knew what is to be forgotten; default: the rows of"
+        " *_reference.py, first those that kept the text",
     )
     cli.add_filter_args(p)
 
@@ -47,7 +55,9 @@ def given_results(args: argparse.Namespace) -> list[Result]:
     """The evaluations that add_result_args() names. Mistakes go to args.problems; the caller stops."""
     if not args.results:
         args.problems.add("results: name at least one result folder, e.g. runs/nano/vanilla")
-    return load_results(args.results, args.problems, args.vanilla, args.shot, args.forget_ratio)
+    return load_results(
+        args.results, args.problems, args.vanilla, args.shot, args.forget_ratio, args.reference
+    )
 
 
 @dataclass(eq=False)
@@ -64,7 +74,12 @@ class Result:
     seed: int | None
     splits: dict[str, dict]
     is_vanilla: bool = False
+    is_reference: bool = False  # retrained: never knew what is to be forgotten
     label: str = ""
+
+    @property
+    def file(self) -> Path:
+        return (self.folder / "results.json").resolve()
 
     @property
     def model_dir(self) -> Path:
@@ -89,13 +104,18 @@ class Result:
         return retrained and (modality == "image" or not self.trained.get("keep_text"))
 
     @property
+    def role(self) -> int:
+        """The order of rows that are found below a folder."""
+        return 0 if self.is_vanilla else 2 if self.is_reference else 1
+
+    @property
     def setting(self) -> tuple[str, int, str, str]:
         """What must be equal before two rows may be subtracted."""
         return self.benchmark, self.forget_ratio, self.shot, self.mcq
 
     @property
     def setting_text(self) -> str:
-        return f"{self.benchmark}, forget {self.forget_ratio} %, {self.shot}, mcq by {self.mcq}"
+        return f"{self.benchmark}, forget {self.forget_ratio} %, {self.shot}, multiple choice by {self.mcq}"
 
     @property
     def judge(self) -> str | None:
@@ -164,24 +184,33 @@ def load_results(
     vanilla: str | Path | None = None,
     shot: str | None = None,
     forget_ratio: int | None = None,
+    reference: str | Path | None = None,
 ) -> list[Result]:
     """Read result folders in the order given; what cannot be read is added to `problems`.
 
-    A path is a model folder (all its evaluations <shot>/forgetNN are taken), a folder with results.json, or
-    that file. `shot` and `forget_ratio` (percent) keep the matching evaluations. Vanilla is every row of
-    the folder `vanilla` (added in front when it is not among the paths), else every row whose method is
-    "vanilla".
+    A path is a model folder (all its evaluations <shot>/forgetNN are taken), a folder with results.json,
+    that file, or a folder with model folders anywhere below: vanilla first, then by path, the retrained last.
+    `shot` and `forget_ratio` (percent) keep the matching evaluations. Vanilla is every row of the folder
+    `vanilla` (added in front when it is not among the paths), else every row whose method is "vanilla" or
+    that *_finetune.py has trained; retrained every row of the folder `reference` (added at the end), else
+    every one of a model that never knew the pictures to forget.
     """
-    reference = set() if vanilla is None else set(_result_files(Path(vanilla)))
+    named = {"--vanilla": vanilla, "--reference": reference}
+    files_of = {flag: set(_result_files(Path(path))) for flag, path in named.items() if path is not None}
     wanted = [("results", Path(path)) for path in paths]
     listed = {file for _, path in wanted for file in _result_files(path)}
-    if vanilla is not None and not (reference and reference <= listed):
-        wanted.insert(0, ("--vanilla", Path(vanilla)))
+    for flag, files in files_of.items():
+        if not (files and files <= listed):
+            wanted.insert(0 if flag == "--vanilla" else len(wanted), (flag, Path(named[flag])))
     results: dict[Path, Result] = {}
     for argument, path in wanted:
         files = _result_files(path)
         if not files:
-            missing = "no results.json in it; run the evaluation first" if path.exists() else "no such folder"
+            missing = (
+                "no results.json in it nor below; run the evaluation first"
+                if path.exists()
+                else "no such folder"
+            )
             problems.add(f"{argument}: {path}: {missing}")
             continue
         found = [result for result in (_read(file, argument, problems) for file in files) if result]
@@ -190,11 +219,12 @@ def load_results(
             there = ", ".join(f"{r.shot}/forget{r.forget_ratio:02d}" for r in found)
             problems.add(f"{argument}: {path}: nothing left after --shot / --forget_ratio; it has {there}")
         for result in kept:
-            file = (result.folder / "results.json").resolve()
-            result.is_vanilla = (
-                file in reference if vanilla is not None else result.method.lower() == "vanilla"
-            )
-            results.setdefault(file, result)
+            chosen = {flag: result.file in files for flag, files in files_of.items()}
+            result.is_vanilla = chosen.get("--vanilla", _is_finetuned(result))
+            retrained = chosen.get("--reference", result.never_knew("image"))
+            result.is_reference = retrained and not result.is_vanilla
+        for result in sorted(kept, key=lambda result: result.role):
+            results.setdefault(result.file, result)
     _name_rows(rows := list(results.values()))
     return rows
 
@@ -205,8 +235,24 @@ def _result_files(path: Path) -> list[Path]:
     own = path / "results.json"
     if own.is_file():
         return [own.resolve()]
-    files = sorted(path.glob("*/forget*/results.json"), reverse=True)  # zero_shot before few_shot
+    return _evaluations(path) or [file for model in _models_below(path) for file in _evaluations(model)]
+
+
+def _evaluations(model: Path) -> list[Path]:
+    files = sorted(model.glob("*/forget*/results.json"), reverse=True)  # zero_shot before few_shot
     return [file.resolve() for file in files if EVALUATION.fullmatch(file.parent.name)]
+
+
+def _models_below(folder: Path) -> list[Path]:
+    """Model folders with evaluations anywhere below, by path; what is hidden is not whole."""
+    models = {file.parents[2] for file in folder.glob("**/forget*/results.json")}
+    inside = {model: model.relative_to(folder).parts for model in models if model.is_relative_to(folder)}
+    return sorted(model for model, parts in inside.items() if not any(p.startswith(".") for p in parts))
+
+
+def _is_finetuned(result: Result) -> bool:
+    """Whether it is the vanilla model, by its folder's name or by the script that trained it."""
+    return result.method.lower() == "vanilla" or result.trained.get("script", "").endswith("_finetune.py")
 
 
 def read_results(file: Path) -> dict[str, Any]:
@@ -330,19 +376,34 @@ def _check_totals(result: Result) -> None:
                     )
 
 
+def known_name(name: str) -> str:
+    """A method's or folder's name with the script's name at its beginning in the reader's words."""
+    script, rest = re.fullmatch(r"([A-Za-z]*)(.*)", name, re.DOTALL).groups()
+    return NAMES.get(script, script) + rest
+
+
+def _in_words(result: Result) -> str:
+    """Who a row is: retrained (without their pictures), retrained without them, or a method's name."""
+    if result.is_reference and result.never_knew("image"):
+        return "retrained without them" if result.never_knew("text") else "retrained"
+    return known_name(result.method)
+
+
 def _name_rows(results: list[Result]) -> None:
-    """Label rows by method; by folder where folders share a method; by evaluation too where that differs."""
+    """Label rows by method in the reader's words; by folder where folders share a method; by evaluation too
+    where that differs."""
     folders = defaultdict(set)
     for result in results:
-        folders[result.method].add(result.model_dir)
+        folders[_in_words(result)].add(result.model_dir)
     many_shots = len({result.shot for result in results}) > 1
     many_ratios = len({result.forget_ratio for result in results}) > 1
     for result in results:
-        names = [folder.name for folder in folders[result.method]]
-        result.label = result.method
+        result.label = _in_words(result)
+        names = [folder.name for folder in folders[result.label]]
         if len(names) > 1:  # the same method twice, e.g. with two learning rates
             unique = len(set(names)) == len(names)
-            result.label = result.model_dir.name if unique else "/".join(result.model_dir.parts[-2:])
+            name = known_name(result.model_dir.name)
+            result.label = name if unique else f"{result.model_dir.parent.name}/{name}"
         evaluation = [result.shot] * many_shots + [f"forget{result.forget_ratio:02d}"] * many_ratios
         result.label += f" ({', '.join(evaluation)})" if evaluation else ""
     labels = [result.label for result in results]

@@ -178,6 +178,13 @@ def masks_of(runs: Sequence[Run], problems: Problems) -> list[MaskUse]:
     return list(uses.values())
 
 
+def training_seconds(run: Run, masks: Sequence[MaskUse]) -> float | None:
+    """How long it took to make the model, with its mask where it has one; None where that is not known."""
+    made = [use.made for use in masks if run.result.label in use.labels]
+    times = [about.get("seconds") for about in (run.training, *made)]
+    return None if None in times else sum(times)
+
+
 def _places(path: str | Path, model_dir: Path) -> list[Path]:
     """Where a path may lie that was relative to the folder in which something ran: under the folders above
     the model, which may have been copied here as a whole, nearest first, then under this folder."""
