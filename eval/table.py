@@ -10,10 +10,12 @@ as text), generation (ROUGE-L, and a judge's factuality in 1..10 where one was a
 picture and text. A cell reads `31.2 (39/125) -20.0 [-28.0, -12.0]`: percent, right of all, difference to
 the vanilla row in points, and its 95 % bootstrap interval over people (eval/results/intervals.py); a cell
 without a difference has the interval of its own number, as `51.2 (64/125) [41.6, 60.8]`. An arrow at the
-column's name shows which way is better. The CSV has one row per evaluation with the columns <split>_<metric>,
-and the same with _low, _high, _correct, _total, _difference, _difference_low and _difference_high; the LaTeX
-table needs booktabs and graphicx, with the best method of each column in bold and in italics what is not
-clearly another number than vanilla's.
+column's name shows which way is better. --brief prints a line per model and a verdict in words instead.
+
+--csv has one row per evaluation with the columns <split>_<metric>, and the same with _low, _high, _correct,
+_total, _difference, _difference_low and _difference_high; --long one row per number, to filter and plot. The
+LaTeX table needs booktabs and graphicx; in bold is the best method of each column (of what is to be forgotten
+the closest to retrained), in italics what is not clearly another number than vanilla's.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from eval.results import published
 from eval.results.brief import brief
-from eval.results.compare import Block, blocks, frame, title
+from eval.results.compare import Block, blocks, frame, long_frame, reference_row, title
 from eval.results.figures import tradeoff, tradeoff_plot
 from eval.results.read import Result, add_result_args, given_results, read_answers
 from eval.results.remarks import NANO_REMARK, remarks
@@ -53,6 +55,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p = cli.parser(__doc__)
     add_result_args(p)
     p.add_argument("--csv", help="write the full table here, one row per evaluation; default: not written")
+    p.add_argument(
+        "--long", help="write every number here as CSV, one row each, with its setting; default: not written"
+    )
     p.add_argument("--latex", help="write the full table here as LaTeX; default: not written")
     p.add_argument(
         "--markdown", help="write the tables here as Markdown, one per split; default: not written"
@@ -135,9 +140,9 @@ def csv_table(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def latex(results: Sequence[Result]) -> str:
-    """The full table for a paper: numbers of questions in the header, the best method in bold.
+    """The full table for a paper: numbers of questions in the header, the best method in bold (see _best).
 
-    Vanilla does not compete. Nothing is bold when the rows are of different settings.
+    Nothing is bold when the rows are of different settings.
     """
     table = frame(results)
     values = table.xs("value", axis=1, level="quantity")
@@ -154,12 +159,9 @@ def latex(results: Sequence[Result]) -> str:
     }
     style = values.style.format(digits, na_rep="--").format_index(escape="latex", axis=0)
     if len({result.setting for result in results}) == 1:
-        methods = [result.label for result in results if not result.is_vanilla]
         for column, (split, key) in zip(values.columns, keys, strict=True):
-            best = "min" if lower_is_better(split, METRICS[key]) else "max"
-            chosen = values.loc[methods, column].dropna()
-            winners = chosen.index[chosen == chosen.agg(best)] if len(chosen) > 1 else []
-            style = style.map(lambda _: "textbf:--rwrap;", subset=(list(winners), [column]))
+            winners = _best(values[column], results, lower_is_better(split, METRICS[key]))
+            style = style.map(lambda _: "textbf:--rwrap;", subset=(winners, [column]))
     unclear = {column: _unclear(table, *names) for column, names in zip(values.columns, keys, strict=True)}
     for column, labels in unclear.items():
         style = style.map(lambda _: "textit:--rwrap;", subset=(labels, [column]))
@@ -179,6 +181,18 @@ def latex(results: Sequence[Result]) -> str:
     return "% needs \\usepackage{booktabs,graphicx}\n" + text
 
 
+def _best(values: pd.Series, results: Sequence[Result], forgets: bool) -> list[str]:
+    """The methods whose number is best: of what is to be forgotten the one closest to the retrained model's,
+    the lowest where there is none; else the highest. Vanilla and retrained do not compete."""
+    chosen = values[[r.label for r in results if not (r.is_vanilla or r.is_reference)]].dropna()
+    retrained = next((ref for r in results if (ref := reference_row(r, results))), None)
+    if forgets and retrained:
+        chosen = -(chosen - values[retrained.label]).abs().round(6)
+    elif forgets:
+        chosen = -chosen
+    return list(chosen.index[chosen == chosen.max()]) if len(chosen) > 1 else []
+
+
 def _unclear(table: pd.DataFrame, split: str, key: str) -> list[str]:
     """The rows whose difference to vanilla has an interval that holds 0."""
     if (split, key, "difference_low") not in table.columns:
@@ -194,9 +208,10 @@ def _range(totals: pd.Series) -> str:
 
 def _caption(results: Sequence[Result], italics: bool) -> str:
     text = title(results).replace(" · ", ", ").replace("%", r"\%").replace("_", r"\_")
+    best = "closest to retrained" if any(r.is_reference for r in results) else "lowest"
     text += (
-        ". Generation: ROUGE-L. Best method in bold, vanilla aside: lowest for picture questions about the "
-        "people to forget (forget, test), else highest."
+        f". Generation: ROUGE-L. Best method in bold: {best} for picture questions about the people to forget"
+        " (forget, test), else highest."
     )
     if italics:
         text += (
@@ -211,7 +226,13 @@ def main(args: argparse.Namespace) -> None:
         args.problems.add(
             "--plot: needs a vanilla row and the forget and retain splits (multiple choice) of each method"
         )
-    for flag, suffix in (("csv", ".csv"), ("latex", ".tex"), ("markdown", ".md"), ("plot", ".png")):
+    for flag, suffix in (
+        ("csv", ".csv"),
+        ("long", ".csv"),
+        ("latex", ".tex"),
+        ("markdown", ".md"),
+        ("plot", ".png"),
+    ):
         folders.check_file(getattr(args, flag), f"--{flag}", args.problems, suffix)
     read_answers(results, args.problems)
     runs = load_runs(results, args.problems) if args.brief else []
@@ -228,6 +249,8 @@ def main(args: argparse.Namespace) -> None:
         print(published.comparison(results))
     if args.csv:
         checkpoint.write_whole(Path(args.csv), csv_table(results).to_csv().encode())
+    if args.long:
+        checkpoint.write_whole(Path(args.long), long_frame(results).to_csv(index=False).encode())
     if args.latex:
         checkpoint.write_whole(Path(args.latex), latex(results).encode())
     if args.markdown:
@@ -238,7 +261,7 @@ def main(args: argparse.Namespace) -> None:
         left_out = [r.label for r in results if r.label not in tradeoff(results).index]
         if left_out:
             print(f"Not in the plot, for want of a vanilla or of a number: {', '.join(left_out)}")
-    written = [path for path in (args.csv, args.latex, args.markdown, args.plot) if path]
+    written = [path for path in (args.csv, args.long, args.latex, args.markdown, args.plot) if path]
     if written:
         print("Wrote " + ", ".join(written))
 

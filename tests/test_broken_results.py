@@ -63,6 +63,7 @@ def commands(folder, out):
     judge = ["--judge_url", "http://localhost:1/v1", "--judge_model", "m", "--dry_run", "True"]
     judge += ["--judge_cache", out / "cache.jsonl"]
     yield "eval/table.py", [*rows, "--csv", out / "t.csv", "--latex", out / "t.tex", "--plot", out / "t.png"]
+    yield "eval/table.py", [*rows, "--brief", "--long", out / "t.csv"]
     yield "eval/report.py", [*rows, "--save_path", out / "page.html"]
     yield "eval/judge.py", [*rows, *judge]
     if folder.name == "CLEAR":

@@ -11,8 +11,9 @@ import os
 import random
 from pathlib import Path
 
+import jsonschema
 import pytest
-from conftest import run_script
+from conftest import ROOT, run_script
 
 from eval.answering import workers
 
@@ -60,6 +61,8 @@ def test_result_files_are_frozen(case, nano, tiny, tmp_path, monkeypatch):
     )  # fmt: skip
     (results,) = tmp_path.glob("*/forget10/results.json")
     summary = json.loads(results.read_text(encoding="utf-8"))
+    schema = json.loads((ROOT / "eval/results/results.schema.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator(schema).validate(summary)
     files = {"results.json": json.dumps({k: v for k, v in summary.items() if k not in VOLATILE}, indent=1)}
     for file in sorted(results.parent.glob("predictions_*.jsonl")):
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -172,6 +172,40 @@ def test_files(runs, capsys):
     assert cells[""][-6:].count("$n=125$") == 4
 
 
+def test_the_long_table_has_one_row_per_number(runs, capsys):
+    import pandas as pd
+
+    run(capsys, *three(runs), "--long", runs / "long.csv")
+    data = pd.read_csv(runs / "long.csv")
+    keys = ["model", "split", "task", "modality", "measure"]
+    assert not data.duplicated(keys).any() and len(data) == 3 * (4 + 4 + 1)
+    row = data.set_index(["method", "split", "task", "modality", "measure"]).loc
+    vqa = row["GA_Diff", "forget", "classification", "image", "accuracy"]
+    assert (vqa["value"], vqa["n"], vqa["forget_ratio"], vqa["mcq"], vqa["seed"]) == (
+        31.2,
+        125,
+        5,
+        "letter",
+        42,
+    )
+    assert row["MMUnlearner", "forget", "generation", "image", "bleu"]["value"] == 0.05
+    assert data.loc[data.vanilla, "method"].unique().tolist() == ["vanilla"] and not data.retrained.any()
+    run(capsys, answered(runs / "more/vanilla", [0] * 10 + [1] * 10), "--long", runs / "long.csv")
+    (row,) = pd.read_csv(runs / "long.csv").to_dict("records")
+    assert (row["low"], row["high"], row["people"]) == (30.0, 70.0, 20)
+
+
+def test_latex_marks_closeness_to_retrained(runs):
+    """What is to be forgotten is best answered as the retrained model does, not least."""
+    write(runs / "none", forget=(10, 70), retain=(30, 66))
+    write(runs / "reference", forget=(40, 20), retain=(66, 66), trained={"script": "MLLMU_reference.py"})
+    text = table.latex(load(*three(runs), runs / "none", runs / "reference"))
+    cells = {row.split(" & ")[0]: row.split(" & ")[1:] for row in text.splitlines() if row.endswith(r"\\")}
+    assert [name for name, row in cells.items() if "textbf" in row[0]] == [r"GA\_Diff", "MMUnlearner"]
+    assert "textbf" in cells["none"][1] and "textbf" not in "".join(cells["retrained without them"])
+    assert "closest to retrained for picture questions" in text
+
+
 # ---------------------------------------------------------------- intervals
 ALL = [1] * 20
 

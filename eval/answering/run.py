@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.answering.kept import Batch, Kept
 from eval.results.predictions import Prediction, read_predictions
-from eval.results.read import other_ratio, read_results, training_of
+from eval.results.read import VERSION, other_ratio, read_results, training_of
 from eval.results.summary import doubts, paired_differences, summarise
 from eval.tasks import TASKS
 from utils import checkpoint, cli, folders, jsonl, models
@@ -351,6 +351,7 @@ def _write_results(
         text = "".join(p.line() for p in predictions if p.split == split)
         (fresh / f"predictions_{split}.jsonl").write_text(text, encoding="utf-8")
     results = {
+        "version": VERSION,
         "benchmark": bench.name,
         "model": str(args.evaluated_model),
         "method": Path(args.evaluated_model).name,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from eval.results.intervals import Difference, paired
 from eval.results.read import Result
-from eval.tasks import METRICS, SPLITS, TASKS, Metric, arrow, lower_is_better, split_of
+from eval.tasks import FACTUALITY, METRICS, SPLITS, TASKS, Metric, arrow, lower_is_better, split_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,6 +65,7 @@ def title(results: Sequence[Result]) -> str:
     return " · ".join(parts)
 
 
+MEASURES = ("accuracy", *dict.fromkeys(name for task in TASKS.values() for name in task.means), FACTUALITY)
 QUANTITIES = (
     "value", "low", "high", "correct", "unreadable", "total", "difference", "difference_low",
     "difference_high",
@@ -94,6 +95,33 @@ def frame(results: Sequence[Result]) -> pd.DataFrame:
     table = pd.DataFrame(columns, index=labels)
     table.columns = pd.MultiIndex.from_tuples(columns, names=("split", "metric", "quantity"))
     return table
+
+
+def long_frame(results: Sequence[Result]) -> pd.DataFrame:
+    """One row per model, split, task, modality and measure: the setting, then `value`, `n` (over how many
+    questions), `people`, and `low` and `high`, the ends of its 95 % interval, where these are known.
+
+    A measure is a mean of results.json: accuracy in percent, rouge1, bleu, ... in 0..1, factuality in 1..10.
+    """
+    import pandas as pd
+
+    columns = {(m.task, m.modality, m.number): m for m in METRICS.values()}
+    rows = []
+    for result in results:
+        about = {"method": result.label, "model": str(result.model_dir), "vanilla": result.is_vanilla}
+        about |= {"retrained": result.is_reference, "benchmark": result.benchmark}
+        about |= {name: getattr(result, name) for name in ("forget_ratio", "shot", "mcq", "seed")}
+        for split, task, modality, entry in result.entries():
+            for measure in (name for name in MEASURES if name in entry):
+                metric = columns.get((task, modality, measure))
+                low, high = (metric and result.interval(split, metric)) or (None, None)
+                rows.append(
+                    about
+                    | {"split": split, "task": task, "modality": modality, "measure": measure}
+                    | {"value": entry[measure], "n": entry["judged" if measure == FACTUALITY else "total"]}
+                    | {"people": entry.get("people"), "low": low, "high": high}
+                )
+    return pd.DataFrame(rows)
 
 
 def splits_of(results: Iterable[Result]) -> list[str]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 EVALUATION = re.compile(r"forget\d+")  # folder of a finished evaluation
 TRAINED = ("forget_ratio", "vanilla_dir", "keep_text")  # arguments of a training that results.json keeps
+VERSION = 1  # of the form of results.json: eval/results/results.schema.json
 NAMES = {"manifold": "MMUnlearner"}  # of scripts that are called otherwise where a person reads
 NEEDED = ("benchmark", "forget_ratio", "shot", "splits")
 FIELDS = {  # of results.json, as far as they are read
@@ -129,6 +130,13 @@ class Result:
         """The numbers of one cell as results.json has them, None where it lacks the metric's number."""
         entry = self.splits.get(split, {}).get(metric.task, {}).get(metric.modality)
         return entry if entry is not None and metric.number in entry else None
+
+    def entries(self) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+        """(split, task, modality, entry) of all that results.json has."""
+        for split, tasks in self.splits.items():
+            for task, kinds in tasks.items():
+                for modality, entry in kinds.items():
+                    yield split, task, modality, entry
 
     def value(self, split: str, key: str) -> float | None:
         entry = self.entry(split, METRICS[key])
@@ -269,6 +277,8 @@ def read_results(file: Path) -> dict[str, Any]:
         for tasks in data["splits"].values():
             for entry in (entry for kinds in tasks.values() for entry in kinds.values()):
                 _check_entry(entry)
+        if data.get("version", VERSION) != VERSION:
+            raise TypeError(f"of version {data['version']}, and this suite reads {VERSION}")
         if "data" in data and not isinstance(data["data"]["folder"], str):
             raise TypeError("data.folder is no text")
         if "trained" in data and not isinstance(data["trained"]["script"], str):
