@@ -19,10 +19,17 @@ HEAT = "#4a86d0"  # which eval/results/figures.py swaps for the colour of its pa
 
 
 def coverage(
-    salient: dict[str, int], sizes: dict[str, int], part_of: dict[str, str]
+    salient: dict[str, int],
+    sizes: dict[str, int],
+    part_of: dict[str, str],
+    saliency: dict[str, tuple[float, ...]] | None = None,
 ) -> dict[str, dict[str, dict]]:
-    """{part: {group: {"salient", "weights", "share"}}}; a group is a numbered layer, or a module outside the
-    layers."""
+    """{part: {group: {"salient", "weights", "share", "forget", "preserve"}}}; a group is a numbered layer, or
+    a module outside the layers.
+
+    saliency: sums of S(forget) and S(preserve) over each parameter; "forget" and "preserve" are their means
+    over the weights of a group, and absent where nothing is known of them.
+    """
     report: dict[str, dict[str, dict]] = {}
     for name, size in sizes.items():
         layer = WEIGHT.match(name)
@@ -32,9 +39,13 @@ def coverage(
             entry = report.setdefault(part_of[name], {}).setdefault(key, {"salient": 0, "weights": 0})
             entry["salient"] += salient[name]
             entry["weights"] += size
+            for set_name, total in zip(("forget", "preserve"), saliency[name] if saliency else ()):
+                entry[set_name] = entry.get(set_name, 0.0) + total
     for groups in report.values():
         for entry in groups.values():
             entry["share"] = round(entry["salient"] / entry["weights"], 6)
+            for set_name in entry.keys() & {"forget", "preserve"}:
+                entry[set_name] = float(f"{entry[set_name] / entry['weights']:.6g}")
     return report
 
 

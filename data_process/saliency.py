@@ -127,6 +127,17 @@ def batch_mean(values: torch.Tensor, counts: bool, accelerator) -> tuple[torch.T
     return mine * (accelerator.num_processes / number), total / number
 
 
+def grand_totals(sums: dict[str, torch.Tensor], accelerator) -> dict[str, float]:
+    """Each parameter's sum over its weights and over all processes."""
+    import torch
+
+    from utils.shards import local
+
+    found = torch.stack([local(total).sum().double() for total in sums.values()])
+    found = accelerator.reduce(found) if accelerator.num_processes > 1 else found
+    return dict(zip(sums, found.tolist(), strict=True))
+
+
 def whole_sum(total: torch.Tensor, accelerator) -> torch.Tensor:
     """A parameter's sum over all processes: each has summed its own batches or, under FSDP2, holds its share
     of the weights."""
@@ -244,8 +255,9 @@ def block_masks(
     seen: list[torch.Tensor],
     accelerator,
     args,
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """The passes of one block and its masks, one parameter after the other, its sums freed at once.
+) -> Iterator[tuple[str, torch.Tensor, tuple[float, ...]]]:
+    """The passes of one block and its masks, one parameter after the other, its sums freed at once; with each
+    the sums of S(forget) and S(preserve) over the parameter's weights, none where these have 16 bits.
 
     One buffer holds S(forget) and loses γ·S(preserve). A second one is there for what needs S(forget) itself:
     --mask_kind topk, whose density is the saliency mask's, and sums of 16 bits as released. seen: gets the
@@ -256,7 +268,7 @@ def block_masks(
     size = 1 if args.fisher == "sample" else args.batch_size
     dtype = models.pick_dtype(args.released.fisher_dtype)
     zeros = lambda: {n: torch.zeros_like(p, dtype=dtype) for n, p in block.items()}
-    one, kept = dict.fromkeys(block, 1.0), {}
+    one, kept, saliency = dict.fromkeys(block, 1.0), {}, dict.fromkeys(block, ())
     counts = batch_counts(forget, size), batch_counts(preserve, size)
     n_forget, n_preserve = ({n: max(count[n], 1) for n in block} for count in counts)
     sums = zeros()
@@ -264,7 +276,10 @@ def block_masks(
         passes(forget, sums, {n: 1 / n_forget[n] for n in block}, size=size, seen=seen)
         if args.mask_kind == "topk":
             kept = {n: total.clone() for n, total in sums.items()}
+        forgotten = grand_totals(sums, accelerator)
         passes(preserve, sums, {n: -args.threshold / n_preserve[n] for n in block}, size=size)
+        left = grand_totals(sums, accelerator)
+        saliency = {n: (f, max(0.0, (f - left[n]) / args.threshold)) for n, f in forgotten.items()}
     else:
         passes(forget, sums, one, size=size, seen=seen)
         kept, sums = sums, zeros()
@@ -278,16 +293,18 @@ def block_masks(
             mask = ratio_mask(of_forget / n_forget[n], total / n_preserve[n], EPS, args.threshold)
         if args.mask_kind != "saliency":
             mask = ablation_mask(args.mask_kind, of_forget, mask, f"{args.seed}/{n}")
-        yield n, mask
+        yield n, mask, saliency[n]
 
 
 @dataclass
 class PackedMask:
-    """One bit per weight (utils.masks.pack), so that masks on their way to the file take little room."""
+    """One bit per weight (utils.masks.pack), so that masks on their way to the file take little room.
+    saliency: the sums of S(forget) and of S(preserve) over the weights, if known."""
 
     bits: torch.Tensor
     shape: list[int]
     salient: int
+    saliency: tuple[float, ...]
 
 
 def masks_of(
@@ -315,9 +332,9 @@ def masks_of(
     for block in blocks(every, args.blocks):
         torch.manual_seed(args.seed)  # for --fisher_mode train
         seen: list[torch.Tensor] = []
-        for n, mask in block_masks(block, forget, preserve, passes, seen, accelerator, args):
+        for n, mask, sums in block_masks(block, forget, preserve, passes, seen, accelerator, args):
             if accelerator.is_main_process:
-                masks[n] = PackedMask(pack(mask), list(mask.shape), int(mask.sum()))
+                masks[n] = PackedMask(pack(mask), list(mask.shape), int(mask.sum()), sums)
     return masks, seen
 
 
@@ -438,7 +455,7 @@ def write_masks(
         )
         mask.save(partial_dir / f"{prefix}_{part}_mask.pt")
     sizes = {n: math.prod(m.shape) for n, m in masks.items()}
-    report = coverage(salient, sizes, part_of)
+    report = coverage(salient, sizes, part_of, {n: m.saliency for n, m in masks.items()})
     checkpoint.write_json(partial_dir / "coverage.json", report)
     heat_map(salient, sizes, part_of, partial_dir / "coverage.png")
     checkpoint.write_json(partial_dir / "run.json", manifest)

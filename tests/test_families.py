@@ -52,6 +52,8 @@ def test_the_search_finds_what_the_table_says(family, tiny):
     found, listed = models.find_parts(model), models.FAMILIES[family]
     assert set(found.vision) == set(listed.vision) and set(found.language) == set(listed.language)
     assert found.head_knows_pictures == listed.head_knows_pictures
+    model.get_submodule(listed.projector)
+    assert found.projector in (listed.projector, "")  # Qwen's merger lies inside its tower
 
 
 @pytest.mark.parametrize(

@@ -236,12 +236,21 @@ def test_the_written_mask_is_the_naive_one(masks, tiny, nano, processors):
     t, nt = naive(model, collator, bench.text_knowledge(), 4)
     assert not problems.lines and nt > 5
     written, part = Mask.load(str(masks("llava") / "mllmu_both_mask.pt"), "llava"), part_of_parameters(model)
+    report = read_json(masks("llava") / "coverage.json")
     differ = total = 0
+    sums = {"vision": [0.0, 0.0], "language": [0.0, 0.0]}
     for name in part:
         p = (r[name] + t[name]) / (nr + nt) if part[name] == "language" else r[name] / nr
         expected = ((f[name] / nf + 1e-15) / (p + 1e-15) >= 1) & ((f[name] > 0) | (p > 0))
         differ += int((expected != written.of(name)).sum())
         total += expected.numel()
+        for k, saliency in enumerate((f[name] / nf, p)):
+            sums[part[name]][k] += float(saliency.double().sum())
+    for wanted, found in sums.items():
+        means = [
+            report[wanted]["all"][key] * report[wanted]["all"]["weights"] for key in ("forget", "preserve")
+        ]
+        assert means == pytest.approx(found, rel=1e-3)
     assert differ <= 3 < total * 1e-4, "a key's bias may: its gradient is rounding alone"
     # a word that neither people's answers nor questions hold has no gradient: not salient
     unused = "model.language_model.embed_tokens.weight"

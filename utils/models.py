@@ -35,6 +35,8 @@ class Family:
 
     made_of: kinds of language model that need no closer look; any other is built without weights first.
     vision, language: paths of modules (or of single parameters, as LLaVA-NeXT's line-end embedding).
+    projector: path of the module that makes of the tower's states what the language model reads; "" where it
+    is not known.
     old_names: (pattern, replacement) pairs that turn transformers 4 parameter names into today's.
     head_knows_pictures: whether the head has a row for the picture tokens, so that they could be labels.
     prefix_generation: whether replies may be generated behind shared prefixes
@@ -46,6 +48,7 @@ class Family:
     made_of: tuple[str, ...]
     vision: tuple[str, ...]
     language: tuple[str, ...]
+    projector: str = ""
     old_names: tuple[tuple[str, str], ...] = ()
     head_knows_pictures: bool = True
     prefix_generation: bool = False
@@ -63,6 +66,7 @@ FAMILIES = {
         made_of=("llama", "mistral", "qwen2"),
         vision=("model.vision_tower", "model.multi_modal_projector"),
         language=("model.language_model", "lm_head"),
+        projector="model.multi_modal_projector",
         old_names=(
             (r"^language_model\.lm_head\.", "lm_head."),
             (r"^language_model\.model\.", "model.language_model."),
@@ -76,6 +80,7 @@ FAMILIES = {
         made_of=("qwen2_vl_text",),
         vision=("model.visual",),
         language=("model.language_model", "lm_head"),
+        projector="model.visual.merger",
         old_names=QWEN_OLD_NAMES,
         prefix_generation=True,
         mrope=True,
@@ -85,6 +90,7 @@ FAMILIES = {
         made_of=("qwen2_5_vl_text",),
         vision=("model.visual",),
         language=("model.language_model", "lm_head"),
+        projector="model.visual.merger",
         old_names=QWEN_OLD_NAMES,
         prefix_generation=True,
         mrope=True,
@@ -94,6 +100,7 @@ FAMILIES = {
         made_of=("qwen3_vl_text",),
         vision=("model.visual",),
         language=("model.language_model", "lm_head"),
+        projector="model.visual.merger",
         prefix_generation=True,
         mrope=True,
     ),
@@ -102,6 +109,7 @@ FAMILIES = {
         made_of=("mllama_text_model",),
         vision=("model.vision_model", "model.multi_modal_projector"),
         language=("model.language_model", "lm_head"),
+        projector="model.multi_modal_projector",
         old_names=(
             (r"^language_model\.lm_head\.", "lm_head."),
             (r"^language_model\.model\.", "model.language_model."),
@@ -581,11 +589,15 @@ def find_parts(model: PreTrainedModel) -> Family:
     inside = {id(p) for module in text for p in module.parameters()}
     if not inside.isdisjoint(map(id, tower.parameters())):
         raise UnknownParts("its image tower and its language model share weights")
+    vision = tuple(_outside(model, inside))
+    modules = dict(model.named_modules())
+    beside = [p for p in vision if p in modules and tower not in set(modules[p].modules())]
     return Family(
         title=model.config.model_type,
         made_of=(model.config.get_text_config().model_type,),
-        vision=tuple(_outside(model, inside)),
+        vision=vision,
         language=tuple(dict.fromkeys(path[id(module)] for module in text)),
+        projector=beside[0] if len(beside) == 1 else "",
         head_knows_pictures=len(head.weight) >= len(model.get_input_embeddings().weight),
     )
 
@@ -634,15 +646,15 @@ def part_of_parameters(model: PreTrainedModel) -> dict[str, str]:
     in neither part.
     """
     family = family_of(model)
-    parts = {name: _part(name, family) for name, _ in model.named_parameters()}
+    parts = {name: part_of(name, family) for name, _ in model.named_parameters()}
     missing = [name for name, part in parts.items() if part is None]
     if missing:
         raise ValueError(f"{family.title}: these weights belong to neither part: {', '.join(missing[:5])}")
     return parts
 
 
-def _part(name: str, family: Family) -> str | None:
-    """The part that a module's or a parameter's full name lies in."""
+def part_of(name: str, family: Family) -> str | None:
+    """The part that a module's or a parameter's full name lies in, None for neither."""
     for part in PARTS:
         if any(name == path or name.startswith(f"{path}.") for path in getattr(family, part)):
             return part
@@ -659,5 +671,5 @@ def lora_targets(model: PreTrainedModel, part: str) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head and _part(name, family) in wanted
+        if isinstance(module, torch.nn.Linear) and module is not head and part_of(name, family) in wanted
     ]
