@@ -191,6 +191,12 @@ class CLEARBench(Bench):
                     yield row, of[row.number]
 
     # ------------------------------------------------------------ evaluation questions
+    def names(self) -> dict[str, str]:
+        """{person: name} of those to forget and to retain: a person is known by the name."""
+        return {
+            name: name for table in (self.forget_table, self.retain_table) for name in self._people(table)
+        }
+
     def questions(self, split: str, seed: int) -> list[Question]:
         """All questions of one of the SPLITS. The seed places the right name among the options.
 

@@ -203,6 +203,16 @@ class MLLMUBench(Bench):
         self._alike.clear()  # those that are shown are shown with their right letter
         return self._finish(questions, "Full_Set")
 
+    def names(self) -> dict[str, str]:
+        """{person: name} of those to forget and to retain whose biography tells."""
+        found = {}
+        for table in (self.forget_table, self.retain_table):
+            for row in self._rows(table, ["ID", "biography"]) if self._find(table, ["biography"]) else ():
+                about = from_json(row.cells["biography"])
+                name = about.get("Name") if isinstance(about, dict) else None
+                found |= {row.person: name} if isinstance(name, str) and name.strip() else {}
+        return found
+
     def read_everything(self) -> None:
         super().read_everything()
         self.full_set()

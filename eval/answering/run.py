@@ -141,17 +141,36 @@ def evaluate(
     request: (question, chat) -> eval.answering.generate.Request; examples: the solved questions that its
     prompts show.
     """
+
+    def write(predictions: list[Prediction], settings: dict, batches: list[Batch], folder: Path) -> None:
+        _write_results(args, predictions, settings, batches, folder, bench)
+
+    answer(args, questions, request, result_folder(args), write, examples)
+
+
+def answer(
+    args,
+    questions: list[Question],
+    request: Callable,
+    folder: Path,
+    write: Callable,
+    examples: Sequence[Question] = (),
+    change: Callable | None = None,
+) -> None:
+    """Answer all questions; once all are answered, write(predictions, settings, batches, folder) makes the
+    folder. change: model -> model, what becomes of the evaluated model before it is asked; its repr() stands
+    in the settings."""
     asked = _ask(args, questions, request, examples)
     questions = asked.questions
-    settings = _settings(args, questions, examples)
-    kept = Kept(result_folder(args), settings, args.part)
+    settings = _settings(args, questions, examples) | ({"change": repr(change)} if change else {})
+    kept = Kept(folder, settings, args.part)
     try:
         with kept.taken():
             answered = _answered(args, kept)
             if any(q.id not in answered for q in questions):
-                _answer(args, asked, answered, kept, settings)
+                _answer(args, asked, answered, kept, settings, change)
             with kept.alone():
-                _finish(args, questions, settings, kept, bench)
+                _finish(questions, settings, kept, write)
     except (KeyboardInterrupt, OSError) as why:  # utils/cli.py makes one line of it, a full disk for instance
         why.add_note(
             f"{len(_answered(args, kept))} of {len(questions)} answers are kept; the same command goes on"
@@ -176,13 +195,13 @@ def _settings(args, questions: list[Question], examples: Sequence[Question]) -> 
         "original_model",
     )  # fmt: skip
     return {name: getattr(args, name) for name in names} | {
-        "model": _weights_stamp(local) if local else args.evaluated_model,
+        "model": weights_stamp(local) if local else args.evaluated_model,
         "questions": fingerprint(questions),
         "examples": fingerprint(examples),
     }
 
 
-def _weights_stamp(folder: Path) -> str:
+def weights_stamp(folder: Path) -> str:
     """Changes when the weight files are written anew, without reading them."""
     stamps = [f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in models.weight_files(folder)]
     return hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:16]
@@ -231,7 +250,9 @@ def _ask(args, questions: list[Question], request: Callable, examples: Sequence[
     return Asked(questions, requests, costs)
 
 
-def _answer(args, asked: Asked, answered: set[str], kept: Kept, settings: dict) -> None:
+def _answer(
+    args, asked: Asked, answered: set[str], kept: Kept, settings: dict, change: Callable | None
+) -> None:
     """Answer what is still to do of this part, in the batches of the whole list; each is on disk when it is
     done."""
     from eval.answering.plan import plan_batches, share
@@ -255,7 +276,9 @@ def _answer(args, asked: Asked, answered: set[str], kept: Kept, settings: dict) 
     todo = sum(map(len, batches.values()))
     if not todo:
         return
-    setup = Setup(args.evaluated_model, args.original_model, args.dtype, args.attn, args.max_new_tokens)
+    setup = Setup(
+        args.evaluated_model, args.original_model, args.dtype, args.attn, args.max_new_tokens, change
+    )
     tasks = {number: [requests[q.id] for q in batch] for number, batch in batches.items()}
     with kept.file.open("ab") as file, Progress(todo, devices) as progress:
         for done in answer_batches(setup, devices, tasks):
@@ -323,7 +346,7 @@ class Progress:
 
 
 # ---------------------------------------------------------------- results
-def _finish(args, questions: list[Question], settings: dict, kept: Kept, bench) -> None:
+def _finish(questions: list[Question], settings: dict, kept: Kept, write: Callable) -> None:
     """Write the results if all is answered; else leave that to the part that is last."""
     if not kept.answers.is_dir():
         print(f"part {kept.part} of {kept.parts} is done; another has written {kept.folder}")
@@ -337,7 +360,7 @@ def _finish(args, questions: list[Question], settings: dict, kept: Kept, bench) 
             f" writes {kept.folder}"
         )
         return
-    _write_results(args, [answered[q.id] for q in questions], settings, batches, kept.folder, bench)
+    write([answered[q.id] for q in questions], settings, batches, kept.folder)
     kept.remove()
 
 

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker loads."""
+    """What a worker loads. change: model -> model, what becomes of it then."""
 
     evaluated_model: str
     original_model: str | None
     dtype: str
     attn: str
     max_new_tokens: int
+    change: Callable | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class Worker:
         else:
             torch.cuda.set_device(device)
         processor = models.load_processor(setup.evaluated_model, setup.original_model)
-        model = models.load_model(setup.evaluated_model, setup.dtype, setup.attn, processor).to(device)
+        model = models.load_model(setup.evaluated_model, setup.dtype, setup.attn, processor)
+        model = (setup.change(model) if setup.change else model).to(device)
         self.device = device
         self.answerer = Answerer(model, processor, models.family_of(model), setup.max_new_tokens)
 

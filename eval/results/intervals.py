@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from eval.results.predictions import Prediction
@@ -53,14 +53,19 @@ def interval(scores: Iterable[tuple[str, float]]) -> tuple[float, float] | None:
     people = defaultdict(list)
     for person, score in scores:
         people[person].append(score)
+    return interval_of_sums({name: (math.fsum(of), len(of)) for name, of in people.items()})
+
+
+def interval_of_sums(people: Mapping[str, tuple[float, int]]) -> tuple[float, float] | None:
+    """The same from each person's sum of scores and number of questions."""
     if len(people) < 2:
         return None
     import numpy as np
     from scipy.stats import bootstrap
 
     names = sorted(people)
-    sums = np.array([math.fsum(people[name]) for name in names])  # (people,)
-    questions = np.array([float(len(people[name])) for name in names])  # (people,)
+    sums = np.array([people[name][0] for name in names])  # (people,)
+    questions = np.array([float(people[name][1]) for name in names])  # (people,)
     found = bootstrap(
         (sums, questions),
         lambda sums, questions, axis: sums.sum(axis) / questions.sum(axis),

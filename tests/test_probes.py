@@ -1,0 +1,205 @@
+"""Probes: verdicts on counts made by hand, what is shown and asked, and whole runs on a tiny model."""
+
+import json
+import shutil
+
+import pytest
+from conftest import RATIO, load_script, run_script
+
+from eval.results.probes import Estimate, Row, findings, probe_rows, verdict
+
+
+def row(before, after, vanilla=4, condition="noise", who="forget", people=12):
+    """Each person has four questions; `before` and `after` of them are right, in percent points 100 each."""
+    values = lambda given, k: 100.0 * (given[k % len(given)] if isinstance(given, list) else given)
+    sums = {f"{k:03d}": [values(g, k) for g in (vanilla, before, after)] + [4] for k in range(people)}
+    return Row(condition, who, "classification", "image", sums)
+
+
+# ---------------------------------------------------------------- verdicts
+@pytest.mark.parametrize(
+    ("own", "reference", "expected"),
+    [
+        (row(1, 3), row(1, 1), "hidden, not forgotten"),
+        (row(1, [2, 3]), row(1, [2, 3]), "no more than the retrained model"),
+        (row(1, [0, 1, 2]), row(1, 1), "not brought back"),
+        (row(1, 0), row(1, 1), "not brought back"),
+        (row(4, 4), row(1, 3), "nothing was lost"),
+        (row(1, 3, people=1), row(1, 1, people=1), "too few people to tell"),
+    ],
+)
+def test_a_verdict_follows_from_the_counts(own, reference, expected):
+    (found,) = findings([own], [reference])
+    assert found.verdict.endswith(f": {expected}")
+
+
+def test_a_finding_in_words_and_numbers():
+    """By hand: 1 of 4 before, 3 of 4 after; the retrained model goes from 1 to 1 or 2; 3 of 4 were lost."""
+    retain = row(4, 3, who="retain")
+    (found,) = findings([row(1, [2, 4]), retain], [row(1, [1, 2])])
+    assert (found.lost.value, found.recovered.value, found.reference.value) == (75.0, 50.0, 12.5)
+    assert found.beyond.value == 37.5 and found.retain == Estimate(-25.0, [-25.0, -25.0])
+    assert found.verdict.startswith("recovers 50.0 of 75.0 points [")
+    assert "; the retrained model 12.5 [" in found.verdict and found.n == 48 and found.people == 12
+
+
+def test_the_same_people_are_drawn_for_both_models():
+    """What both models recover alike cancels out person by person: no spread is left."""
+    own, reference = row(0, [0, 2, 4]), row(0, [0, 2, 4])
+    (found,) = findings([own], [reference])
+    assert found.recovered.interval[0] < found.recovered.interval[1]
+    assert found.beyond == Estimate(0.0, [0.0, 0.0])
+
+
+def test_a_reference_that_was_asked_otherwise_is_refused():
+    with pytest.raises(ValueError, match="not asked the same"):
+        findings([row(1, 2)], [row(1, 2, people=11)])
+    with pytest.raises(ValueError, match="not asked the same"):
+        findings([row(1, 2)], [row(1, 2, condition="blur")])
+
+
+def test_an_interval_that_touches_zero_proves_nothing():
+    zero, above = Estimate(5.0, [0.0, 10.0]), Estimate(5.0, [0.1, 10.0])
+    assert verdict(above, zero, above) == "not brought back"
+    assert verdict(zero, above, above) == "nothing was lost"
+    assert verdict(above, above, zero) == "no more than the retrained model"
+
+
+# ---------------------------------------------------------------- whole runs
+@pytest.fixture(scope="module")
+def evaluated(nano, tiny, tmp_path_factory):
+    """Folder with three models of random weights, evaluated on the nano benchmark: unlearned, retrained,
+    vanilla."""
+    root = tmp_path_factory.mktemp("probed")
+    for name, source in (("vanilla", "llava"), ("unlearned", "other_llava"), ("retrained", "other_llava")):
+        shutil.copytree(tiny[source], root / name)
+        run_script(
+            "eval/MLLMU_eval.py", "--evaluated_model", root / name, "--original_model", tiny["llava"],
+            "--data_split_dir", nano / "MLLMU-Bench", "--forget_ratio", RATIO, "--mcq", "likelihood",
+            "--splits", "forget,retain,test", "--max_new_tokens", 4,
+        )  # fmt: skip
+    return root
+
+
+@pytest.fixture
+def models(evaluated, tmp_path):
+    shutil.copytree(evaluated, tmp_path / "models")
+    return tmp_path / "models"
+
+
+def probe(name, models, *flags, model="unlearned"):
+    run_script(
+        f"eval/probes/{name}.py", models / model, "--reference", models / "retrained", "--vanilla",
+        models / "vanilla", *flags,
+    )  # fmt: skip
+    return json.loads((models / model / "probes" / name / "results.json").read_text())
+
+
+def test_numbers_are_the_same_for_any_batch_and_workers(models, tmp_path):
+    found = []
+    for k, flags in enumerate((["--batch_size", 1], ["--batch_size", 32, "--gpus", "0,0"])):
+        shutil.copytree(models, tmp_path / str(k))
+        found.append(probe("picture", tmp_path / str(k), "--conditions", "noise,name_written", *flags))
+    one, other = found
+    assert one["rows"] == other["rows"] and one["findings"] == other["findings"]
+    assert {r["condition"] for r in one["rows"]} == {"noise", "name_written"}
+    assert {r["who"] for r in one["rows"]} == {"forget", "retain"}
+    for r in one["rows"]:
+        assert r["n"] == sum(sums[3] for sums in r["people"].values()) and len(r["people"]) == 2
+
+
+def test_a_reference_is_probed_once_and_a_model_on_rounded_weights_is_another(models, capsys):
+    first = probe("quantise", models, "--bits", "8,2")
+    assert [f["condition"] for f in first["findings"] if f["modality"] == "image"] == ["8 bits", "2 bits"]
+    changes = [abs(r["after"] - r["before"]) for r in first["rows"] if r["condition"] == "2 bits"]
+    assert any(changes), "two bits leave no answer as it was"
+    assert len(probe_rows(models / "unlearned")) == len(first["findings"]) == 4
+    capsys.readouterr()
+    assert probe("quantise", models, "--bits", "8,2")["rows"] == first["rows"]
+    said = capsys.readouterr().out
+    assert "retrained: quantise is there" in said and "unlearned: quantise is there" in said
+
+
+def test_a_stopped_probe_goes_on(models, monkeypatch):
+    """Ctrl-C after the first batch: its answers are kept, and not asked for again."""
+    from eval.answering import workers
+
+    answer, seen = workers.Worker.answer, []
+
+    def stops(self, requests):
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        seen.append(len(requests))
+        return answer(self, requests)
+
+    flags = ["--conditions", "blur", "--batch_size", 8]
+    monkeypatch.setattr(workers.Worker, "answer", stops)
+    with pytest.raises(KeyboardInterrupt):
+        probe("picture", models, *flags)
+    after = []
+    monkeypatch.setattr(workers.Worker, "answer", lambda s, r: after.append(len(r)) or answer(s, r))
+    found = probe("picture", models, *flags)
+    assert seen[0] + sum(after) == 2 * sum(r["n"] for r in found["rows"])
+
+
+def test_what_is_missing_is_said_in_one_line_each(models, capsys):
+    shutil.rmtree(models / "retrained" / "zero_shot")
+    with pytest.raises(SystemExit) as end:
+        probe("quantise", models, "--vanilla", "nowhere")
+    lines = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and len(lines) == 2
+    assert lines[0].startswith("error: --reference: no zero-shot evaluation")
+    assert "evaluate it first" in lines[0] and lines[1].startswith(
+        "error: --vanilla: no such folder: nowhere"
+    )
+
+
+# ---------------------------------------------------------------- rounding
+def test_weights_are_rounded_to_the_nearest_of_few_numbers():
+    import torch
+
+    from eval.probes.rounding import RoundToNearest
+
+    weight = torch.tensor([[0.0, 0.9, 2.1, 3.0, -6.0], [1.0, 1.0, 1.0, 1.0, 1.0]])
+    two_bits = RoundToNearest(2, 0).rounded(weight)
+    assert two_bits.tolist() == [[0.0, 0.0, 3.0, 3.0, -6.0], [1.0] * 5]  # steps of 3 from -6 on
+    assert RoundToNearest(2, 4).rounded(weight)[0].tolist() == [0.0, 1.0, 2.0, 3.0, -6.0]  # steps of 1; alone
+    random = torch.randn(7, 33, generator=torch.Generator().manual_seed(0))
+    off = [(RoundToNearest(bits, 8).rounded(random) - random).abs().max() for bits in (4, 8)]
+    assert off[1] < off[0] / 8 and not torch.equal(RoundToNearest(8, 8).rounded(random), random)
+
+
+# ---------------------------------------------------------------- pictures and words
+def test_changed_pictures_keep_their_size_and_are_the_same_each_time():
+    import io
+
+    from PIL import Image
+
+    from eval.probes.pictures import CHANGES, ChangedPicture
+    from utils.data import Picture
+
+    out = io.BytesIO()
+    Image.effect_mandelbrot((300, 200), (-2, -1, 1, 1), 50).convert("RGB").save(out, "PNG")
+    plain = Picture(out.getvalue(), "x")
+    kinds = [ChangedPicture(plain.data, "x", name, 1) for name in CHANGES]
+    kinds += [ChangedPicture(plain.data, "x", "name_written", 1, words) for words in ("Ann Lee", "Bo" * 40)]
+    shown = [picture.load().tobytes() for picture in kinds]
+    assert len({*shown, plain.load().tobytes()}) == len(kinds) + 1
+    assert all(picture.load().size == plain.size() for picture in kinds)
+    assert shown == [picture.load().tobytes() for picture in kinds]
+    assert len({*kinds, plain}) == len(kinds) + 1, "a batch takes pictures for one that are equal"
+
+
+def test_rules_word_a_question():
+    module = load_script("eval/probes/paraphrase.py")
+    wording = module.Wording(
+        "w", (("What is {x} of {y}?", "Which {x} has {y}?"), ("{x}this person{y}", "{x}they{y}"))
+    )
+    assert wording.of("What is the name of Ann?") == "Which the name has Ann?"
+    assert wording.of("Where does this person live?") == "Where does they live?"
+    assert wording.of("How tall?") is None
+    for wrong in ((("{x}", "{y}"),), (("{x}{x}", "{x}"),), ()):
+        with pytest.raises(ValueError):
+            module.Wording("w", wrong)
+    for benchmark in ("MLLMU-Bench", "CLEAR"):
+        assert len(module.read_wordings(module.SHIPPED, benchmark)) == 5
