@@ -203,3 +203,58 @@ def test_rules_word_a_question():
             module.Wording("w", wrong)
     for benchmark in ("MLLMU-Bench", "CLEAR"):
         assert len(module.read_wordings(module.SHIPPED, benchmark)) == 5
+
+
+# ---------------------------------------------------------------- prompts and lessons
+def test_prompts_look_for_the_answer_in_a_free_reply(models):
+    found = probe("prompt", models)
+    assert {f["condition"] for f in found["findings"]} == {"prefix", "affirmative", "role", "any"}
+    means = {(r["condition"], r["who"], r["modality"]): r["after"] for r in found["rows"]}
+    for (_, *place), mean in means.items():
+        assert mean <= means["any", *place], "any is the best of the others"
+    answers = (models / "unlearned/probes/prompt/answers/predictions_forget.jsonl").read_text().splitlines()
+    begun = [json.loads(line) for line in answers if json.loads(line)["id"].startswith("affirmative/")]
+    assert begun and all(a["prompt"].endswith("Sure, the answer is") for a in begun)
+    assert all(a["options"] is None and a["task"] == "cloze" for a in begun)
+
+
+def test_what_is_taught_tells_nothing_of_what_is_asked(models, nano):
+    module = load_script("eval/probes/relearn.py")
+    study = module.probe.Study(relearn_args(module, models))
+    before = len(study.questions)
+    lessons = module.Lessons(study)
+    asked = [q for q in study.questions if q.split == "forget"]
+    assert 0 < len(asked) < before and {q.person for q in asked} == study.bench.forget_people()
+    adjacent = lessons.samples("adjacent")
+    assert {s.person for s in adjacent} == study.bench.forget_people()
+    for sample in adjacent:
+        truths = [q.options[q.truth] for q in asked if q.person == sample.person]
+        assert not [t for t in truths if t.lower() in f"{sample.question} {sample.answer}".lower()]
+    near, unrelated = lessons.samples("near"), lessons.samples("unrelated")
+    assert near and unrelated
+    assert not {s.person for s in [*near, *unrelated]} & {q.person for q in study.questions}
+
+
+def relearn_args(module, models, *flags):
+    given = [
+        models / "unlearned",
+        "--reference",
+        models / "retrained",
+        "--vanilla",
+        models / "vanilla",
+        *flags,
+    ]
+    return module.parse_args(list(map(str, given)))
+
+
+def test_relearning_trains_both_models_alike_and_keeps_neither(models):
+    flags = ["--data", "adjacent,near", "--max_steps", 4, "--points", 2, "--lr", 1e-2, "--lora", "False"]
+    found = probe("relearn", models, *flags)
+    conditions = ["adjacent, 2 steps", "adjacent, 4 steps", "near, 4 steps"]
+    assert list(dict.fromkeys(r["condition"] for r in found["rows"])) == conditions
+    assert any(r["after"] != r["before"] for r in found["rows"])
+    other = json.loads((models / "retrained/probes/relearn/results.json").read_text())
+    # both are the same weights here, so both learn the same
+    assert other["rows"] == found["rows"] and all(f["beyond"]["value"] == 0 for f in found["findings"])
+    assert not list(models.rglob("model_*")), "trained models are not kept"
+    assert not [p for p in models.rglob(".*") if p.name.endswith((".partial", ".lock"))]

@@ -274,7 +274,7 @@ class Asking:
     make: Callable[[], Path] | None = None
 
 
-def changed(question: Question, condition: str, **fields: Any) -> Question:
+def changed(question: Question, condition: str, /, **fields: Any) -> Question:
     """The question as it is asked in a condition, which its id names."""
     if "/" in condition:
         raise ValueError(f"a condition's name has no slash: {condition}")
