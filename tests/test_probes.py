@@ -258,3 +258,31 @@ def test_relearning_trains_both_models_alike_and_keeps_neither(models):
     assert other["rows"] == found["rows"] and all(f["beyond"]["value"] == 0 for f in found["findings"])
     assert not list(models.rglob("model_*")), "trained models are not kept"
     assert not [p for p in models.rglob(".*") if p.name.endswith((".partial", ".lock"))]
+
+
+# ---------------------------------------------------------------- depth
+def test_depth_goes_on_and_is_measured_once_for_the_retrained_model(models, monkeypatch, capsys):
+    """The unlearned model is a copy of the retrained one here: depth 1, wherever there is anything."""
+    from eval.answering.patching import PatchWorker
+
+    answer, seen = PatchWorker.answer, []
+    monkeypatch.setattr(PatchWorker, "answer", lambda self, s: seen.append(len(s)) or answer(self, s))
+    found = probe("depth", models, "--gpus", "0")
+    asked = sum(of["questions"] for of in found["modalities"].values())
+    assert sum(seen) == 2 * asked == 2 * 20
+    for modality, places in (("image", {"picture", "answer"}), ("text", {"question", "answer"})):
+        of = found["modalities"][modality]
+        assert of["places"].keys() == places and (of["depth"] == 1) == (of["known_to_both"] < of["questions"])
+    assert [f["verdict"].rpartition(": ")[2] for f in found["findings"]] == ["nothing was lost"] * 2
+    drops = models / "unlearned/probes/depth/drops.jsonl"
+    lines = drops.read_bytes().splitlines(keepends=True)
+    assert (
+        len(lines) == 1 + 2
+        and lines[1:]
+        == (models / "retrained/probes/depth/drops.jsonl").read_bytes().splitlines(keepends=True)[1:]
+    )
+    drops.write_bytes(b"".join(lines[:2]) + lines[2][:100])  # killed in the midst of a line
+    seen.clear()
+    again = probe("depth", models, "--gpus", "0,0")  # two workers
+    assert not seen and again["modalities"] == found["modalities"]
+    assert drops.read_bytes() == b"".join(lines)

@@ -36,6 +36,9 @@ class Setup:
     max_new_tokens: int
     change: Callable | None = None
 
+    def start(self, device: str, threads: int | None = None) -> Worker:
+        return Worker(self, device, threads)
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -109,7 +112,7 @@ def answer_batches(
         threads = min(int(os.environ.get("OMP_NUM_THREADS", cores)), cores)
         yield from answer_in_processes(setup, devices[: len(batches)], batches, max(1, threads))
     else:
-        worker = Worker(setup, devices[0])
+        worker = setup.start(devices[0])
         for number, requests in batches.items():
             yield Answered(0, number, *worker.answer(requests))
 
@@ -186,7 +189,7 @@ def _worker_process(pipe: Connection, setup: Setup, device: str, threads: int) -
     cli.quiet()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        worker = Worker(setup, device, threads)
+        worker = setup.start(device, threads)
         pipe.send(None)
         while (task := pipe.recv()) is not None:
             number, requests = task

@@ -1,0 +1,94 @@
+"""Where did the knowledge sit, and how deep did a method reach? Hidden states, put from model to model.
+
+    python eval/probes/depth.py runs/nano/GA --reference runs/nano/retrained --vanilla runs/nano/vanilla
+
+For every layer of the vision tower, the projector and every layer of the decoder, the vanilla model is asked
+with the hidden states that the retrained model has there: where log p of the right answer drops (δ1 > 0.05
+nats per token), the vanilla model knows what the retrained one does not. The same with the unlearned model's
+states (δ2). The depth of the unlearning is Σ δ1·clip(δ2/δ1, 0, 1) / Σ δ1, for questions about pictures and in
+text apart: 1, as deep as in the retrained model; 0, nothing is gone, but perhaps the output alone is broken.
+eval/results/depth.py has the definition, eval/answering/patching.py says which tokens are meant.
+
+Questions are those of the model's own evaluation about the people to forget; the right option's text is the
+answer. Written: <model>/probes/depth/results.json, and what was measured of each question in drops.jsonl, for
+the retrained model too, where other unlearned models find it. A probe that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from eval.probes import probe
+from eval.probes.measured import measured
+from eval.prompts import solved_answer
+from eval.results.depth import THRESHOLD, summarise, verdict
+from eval.results.probes import Finding, probe_folder, table, write_probe
+from utils import cli, models
+from utils.data import Question, Sample
+
+
+def parse_args(argv: list[str] | None = None):
+    p = probe.parser(__doc__)
+    p.set_defaults(batch_size=32, batch_tokens=8192)
+    return cli.parse(p, argv)
+
+
+def sample_of(study: probe.Study, question: Question) -> Sample:
+    """The question with its right answer, as both are shown to the model: never by letters."""
+    asked = probe.PROMPTS[type(study.bench)](question, "likelihood")
+    answer = solved_answer(question, "likelihood")
+    return Sample(question.id, question.picture, asked, answer, question.person)
+
+
+def drops_of(study: probe.Study, subject: probe.Subject, questions: list[Question]) -> dict[str, dict]:
+    """What this model's hidden states cost each question in the vanilla model."""
+    from eval.answering.patching import PatchSetup
+
+    args = study.args
+    setup = PatchSetup(
+        str(study.vanilla.folder), args.original_model, args.dtype, args.attn, args.max_new_tokens,
+        source=str(subject.folder),
+    )  # fmt: skip
+    return measured(
+        probe_folder(subject.folder, "depth") / "drops.jsonl", [sample_of(study, q) for q in questions],
+        setup, study.settings(subject), args, f"{subject.name}: {len(questions)} questions by layer",
+    )  # fmt: skip
+
+
+def finding(study: probe.Study, modality: str, found: dict) -> Finding:
+    """In words, beside what the model no longer answers."""
+    asked = [q for q in study.questions if q.split == "forget" and q.modality == modality]
+    task = asked[0].task
+    answers = {("", q.id): probe.score(study.model.answers[q.id]) for q in asked if q.task == task}
+    (row,) = probe.rows(study, study.model, answers)
+    return Finding(
+        "depth", verdict(found["depth"], found["interval"], row.lost), task, modality, row.number,
+        found["questions"], found["people"], lost=row.lost,
+        values={name: found[name] for name in ("depth", "interval", "known_to_both")},
+    )  # fmt: skip
+
+
+def main(args) -> None:
+    from eval.answering.patching import stages_of
+
+    study = probe.Study(args)
+    questions = [q for q in study.questions if q.split == "forget"]
+    reference, own = (drops_of(study, subject, questions) for subject in (study.reference, study.model))
+    model = models.empty_model(str(study.vanilla.folder))
+    stages = stages_of(model, models.family_of(model))
+    modalities = summarise(questions, stages, reference, own)
+    found = [finding(study, modality, of) for modality, of in modalities.items()]
+    against = {"reference": str(study.reference.folder), "vanilla": str(study.vanilla.folder)}
+    path = write_probe(
+        study.model.folder, "depth", study.settings(study.model, threshold=THRESHOLD), [], found,
+        against=against, stages=[{"name": s.name, "part": s.part} for s in stages], modalities=modalities,
+    )  # fmt: skip
+    print(table(("depth", one) for one in found))
+    print(f"saved {path}")
+
+
+if __name__ == "__main__":
+    main(parse_args())
