@@ -286,3 +286,34 @@ def test_depth_goes_on_and_is_measured_once_for_the_retrained_model(models, monk
     again = probe("depth", models, "--gpus", "0,0")  # two workers
     assert not seen and again["modalities"] == found["modalities"]
     assert drops.read_bytes() == b"".join(lines)
+
+
+# ---------------------------------------------------------------- what the evaluations show already
+def test_facts_and_rings_are_counted_from_the_evaluations(models, monkeypatch, capsys):
+    from utils import models as loading
+
+    monkeypatch.setattr(loading, "load_model", lambda *_: pytest.fail("no model is asked"))
+    answers = {}
+    for name in ("vanilla", "retrained", "unlearned"):  # vanilla knows everything, the others nothing
+        for file in (models / name).glob("zero_shot/*/predictions_*.jsonl"):
+            lines = [json.loads(line) for line in file.read_text().splitlines()]
+            for line in lines:
+                if "correct" in line:
+                    line["correct"] = name == "vanilla" or line["modality"] == "text"
+            file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        answers[name] = lines
+    found = probe("facts", models)
+    people = 2
+    assert [row["split"] for row in found["rows"]] == ["forget", "test"]
+    assert all(
+        row["facts"] >= 5 * people and row["cells"]["picture only"]["value"] == 100 for row in found["rows"]
+    )
+    assert all(f["verdict"].endswith(": as in the retrained model") for f in found["findings"])
+    rings = {f["condition"]: f for f in probe("rings", models)["findings"]}
+    assert rings["forgotten pictures"]["verdict"].endswith(": at its level")
+    assert rings["same people in text"]["verdict"].endswith(": kept")
+    assert (
+        "damage" in rings["others, shown"]["verdict"]
+        or "damage" in rings["same answers, not shown"]["verdict"]
+    )
+    assert "forgotten pictures" in capsys.readouterr().out

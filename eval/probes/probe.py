@@ -136,6 +136,41 @@ def _subject(args, flag: str, name: str) -> Subject | None:
     return Subject(folder, evaluation, answers)
 
 
+def evaluated(args) -> tuple[Subject, Subject, Subject]:
+    """The unlearned model, the retrained one and the vanilla one, all evaluated in the same way. Stops where
+    they were not."""
+    model = args.model and _subject(args, "model", args.model)
+    if model and args.forget_ratio is None:
+        args.forget_ratio = model.evaluation["forget_ratio"]
+    reference = args.reference and _subject(args, "--reference", args.reference)
+    vanilla = args.vanilla and _subject(args, "--vanilla", args.vanilla)
+    if reference and args.model and reference.folder.resolve() == Path(args.model).resolve():
+        args.problems.add(f"--reference: {args.reference} is the model that is probed")
+    args.problems.stop()
+    for flag, other in (("--reference", reference), ("--vanilla", vanilla)):
+        for name in ("benchmark", "mcq", "seed"):
+            if other.evaluation.get(name) != model.evaluation.get(name):
+                args.problems.add(
+                    f"{flag}: {other.folder} was evaluated with {name} {other.evaluation.get(name)},"
+                    f" {model.folder} with {model.evaluation.get(name)}; evaluate it in the same way"
+                )
+    args.problems.stop()
+    return model, reference, vanilla
+
+
+def same_answers(args, model: Subject, *others: Subject) -> None:
+    """A problem for each of the others that was not asked all that the model was asked, or something else."""
+    for other in others:
+        differ = [
+            key for key, p in model.answers.items() if getattr(other.answers.get(key), "key", "") != p.key
+        ]
+        if differ:
+            args.problems.add(
+                f"{other.folder}: {len(differ)} of {len(model.answers)} questions of {model.folder} are not"
+                f" in its evaluation, e.g. {differ[0]}; evaluate both on the same splits, tasks and data"
+            )
+
+
 class Study:
     """The unlearned model, the retrained one and the vanilla one, and what they are asked.
 
@@ -145,14 +180,7 @@ class Study:
 
     def __init__(self, args: argparse.Namespace, modalities: Sequence[str] = ("image", "text")):
         self.args, problems = args, args.problems
-        self.model = args.model and _subject(args, "model", args.model)
-        if self.model and args.forget_ratio is None:
-            args.forget_ratio = self.model.evaluation["forget_ratio"]
-        self.reference = args.reference and _subject(args, "--reference", args.reference)
-        self.vanilla = args.vanilla and _subject(args, "--vanilla", args.vanilla)
-        if self.reference and args.model and self.reference.folder.resolve() == Path(args.model).resolve():
-            problems.add(f"--reference: {args.reference} is the model that is probed")
-        problems.stop()
+        self.model, self.reference, self.vanilla = evaluated(args)
         self._take_settings()
         self.bench = self._bench()
         self.questions = self._questions(modalities)
@@ -173,16 +201,8 @@ class Study:
         return {q.person for q in self.questions if q.split == "forget"}
 
     def _take_settings(self) -> None:
-        """Those of the model's evaluation become the arguments; the other models' must be the same."""
+        """Those of the model's evaluation become the arguments."""
         args, own = self.args, self.model.evaluation
-        for flag, other in (("--reference", self.reference), ("--vanilla", self.vanilla)):
-            theirs = other.evaluation
-            for name in ("benchmark", "mcq", "seed"):
-                if theirs.get(name) != own.get(name):
-                    args.problems.add(
-                        f"{flag}: {other.folder} was evaluated with {name} {theirs.get(name)},"
-                        f" {self.model.folder} with {own.get(name)}; evaluate it in the same way"
-                    )
         for name in TAKEN:
             setattr(args, name, own["settings"][name])
         args.original_model = args.original_model or own["settings"]["original_model"]
