@@ -56,8 +56,14 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
             f"--data_dir: no such folder: {args.data_dir} (data_process/download.py fetches it)"
         )
     args.problems.stop()
-    args.benchmarks = [args.benchmark] if args.benchmark else guess(args.data_dir)
-    if not args.benchmarks:
+    there = guess(args.data_dir)
+    args.benchmarks = [args.benchmark] if args.benchmark else there
+    if args.benchmark and there and args.benchmark not in there:  # a neighbour, or nothing, would be checked
+        args.problems.add(
+            f"--benchmark: {args.data_dir} holds tables of {there[0]}; not there is any of {args.benchmark}:"
+            f" {', '.join(names([args.benchmark]))}"
+        )
+    elif not there:
         args.problems.add(
             f"--data_dir: {args.data_dir} holds no table of MLLMU-Bench or CLEAR, nor beside it"
         )

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from data_process.coverage import coverage, heat_map, print_coverage
 from utils import checkpoint, cli, engines, folders, models
 from utils.data import Sample
+from utils.ending import DIVERGED
 from utils.losses import drawn_nll, token_log_odds, token_nll
 from utils.released import MASK_SWITCHES, ratio_mask
 
@@ -197,9 +198,7 @@ def fisher_pass(
                     seen.append(values.detach())
                 loss, mean = batch_mean(values, counts, accelerator)
                 if not math.isfinite(mean):
-                    raise SystemExit(
-                        f"error: the loss is {mean} on {', '.join(batch.ids)}; no mask was written"
-                    )
+                    cli.fail(f"the loss is {mean} on {', '.join(batch.ids)}; no mask was written", DIVERGED)
                 if loss.requires_grad:  # text alone reaches no cross-attention of Llama-3.2-Vision
                     loss.backward()
     finally:

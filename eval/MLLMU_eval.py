@@ -47,7 +47,10 @@ def parse_args():
         help="few_shot shows solved questions of another person first; default zero_shot",
     )
     p.add_argument(
-        "--shots", type=cli.number(int, 1), default=1, help="solved questions shown in few_shot; default 1"
+        "--shots",
+        type=cli.number(int, 1, 1000),
+        default=1,
+        help="solved questions shown in few_shot; default 1",
     )
     return cli.parse(p)
 

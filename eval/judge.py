@@ -59,7 +59,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=5,
         help="further tries of a request that fails (429, 5xx, no connection, timeout); default 5",
     )
-    wait = cli.number(float, 0, above=True)
+    wait = cli.number(float, 0, 86_400, above=True)
     g.add_argument("--judge_timeout", type=wait, default=60.0, help="seconds for an answer; default 60")
     g.add_argument(
         "--judge_body",
@@ -203,10 +203,13 @@ def main(args: argparse.Namespace) -> None:
     for result in results:
         folders.check_writable(result.folder, "results", args.problems)
     folders.check_writable(Path(args.judge_cache).parent, "--judge_cache", args.problems)
+    try:
+        cache = Cache(Path(args.judge_cache))
+    except JudgeError as error:
+        args.problems.add(str(error))
     args.problems.stop()
     judge, unscored = Judge(args), {}
     try:
-        cache = Cache(Path(args.judge_cache))
         todo = {key: p for p in asked if (key := judge.key(p)) not in cache.answers}
         print(estimate(asked, todo, judge, args), flush=True)
         if args.dry_run:
@@ -217,16 +220,16 @@ def main(args: argparse.Namespace) -> None:
                 asking = ask_all(todo, judge, cache, args.judge_concurrency, args.judge_timeout)
                 unscored = asyncio.run(asking)
     except JudgeError as error:
-        raise SystemExit(f"error: {error}\nNo result was changed; scores so far are in the cache.") from error
+        cli.fail(f"{error}; no result was changed, scores so far are in the cache", error.code)
     except KeyboardInterrupt as stop:
         stop.add_note("no result was changed; scores so far are in the cache")
         raise
     try:
         missing = sum(write(result, cache, judge, unscored) for result in results)
     except ValueError as error:  # written by somebody since they were read above
-        raise SystemExit(f"error: {error}\nRun that evaluation again; scores are in the cache.") from error
+        cli.fail(f"{error}; run that evaluation again, scores are in the cache")
     if missing:
-        raise SystemExit(f"error: {missing} answers have no score; the same command asks about them again")
+        cli.fail(f"{missing} answers have no score; the same command asks about them again", code=1)
 
 
 if __name__ == "__main__":

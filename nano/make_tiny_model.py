@@ -50,7 +50,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         "--save_dir", required=True, type=cli.path, help="folder to write; must not hold a model yet"
     )
     g = p.add_argument_group("sizes", "By default about as small as the family allows.")
-    whole = cli.number(int, 1)
+    whole = cli.number(int, 1, 4096)
     g.add_argument(
         "--image_size",
         type=whole,
@@ -71,7 +71,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     g.add_argument("--vision_head_dim", type=whole, default=12, help="width of such a head; default 12")
     g.add_argument(
         "--vocab_size",
-        type=cli.number(int, 400),
+        type=cli.number(int, 400, 300_000),
         default=4096,
         help="most tokens that the tokenizer may have; default 4096",
     )

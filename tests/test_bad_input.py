@@ -348,6 +348,31 @@ def test_a_value_out_of_range(monkeypatch, words):
     assert problem.startswith(words.split()[0])
 
 
+HUGE = {  # script: flags that take memory by their number, or go into 32 bits
+    "MLLMU_GA.py": "num_epochs batch_size gradient_accumulation_steps lora_r seed forget_ratio num_workers",
+    "CLEAR_manifold.py": "num_epochs batch_size gradient_accumulation_steps lora_r seed forget_ratio",
+    MASKS: "batch_size blocks seed",
+    "data_process/CLEAR_gen_mask.py": "batch_size blocks seed",
+    EVAL: "batch_size batch_tokens max_new_tokens shots seed gpus part",
+    "eval/CLEAR_eval.py": "batch_size batch_tokens max_new_tokens seed gpus part",
+    "eval/judge.py": "judge_concurrency judge_retries judge_timeout",
+    "nano/make_nano.py": "people real_people views image_size seed",
+    "nano/make_tiny_model.py": "layers image_size head_dim key_value_heads vision_layers vocab_size seed",
+}
+
+
+@pytest.mark.parametrize("script", HUGE)
+@pytest.mark.parametrize("number", ["999999999999", "9" * 5000])
+def test_a_number_that_is_absurd(script, number, capsys, tmp_path):
+    flags = [f"--{name}" for name in HUGE[script].split()]
+    values = {"--part": f"1/{number}"}
+    argv = [word for flag in flags for word in (flag, values.get(flag, number))]
+    with pytest.raises(SystemExit) as end:
+        run_script(script, *argv, "--save_dir" if "eval/" not in script else "--shot", tmp_path / "out")
+    told = [line.split()[1].rstrip(":") for line in capsys.readouterr().err.splitlines()]
+    assert end.value.code == 2 and set(flags) <= set(told)
+
+
 @pytest.mark.parametrize("name", ["", " ", "a\nb", "\udcff", "x" * 300, "/"])
 def test_a_name_that_is_none(name, tiny, tmp_path, monkeypatch, capsys):
     """An empty one, of a variable that is not set, would be the folder at hand: that is not replaced."""

@@ -234,9 +234,13 @@ def test_garbage_in_the_judges_cache(copies, tmp_path, capsys):
         (tmp_path / "cache.jsonl").write_bytes(content)
         if not content:
             continue
-        with pytest.raises(SystemExit, match="is no file of a judge's answers"):
-            run_script(script, *argv)
+        (line,) = said_of(capsys, script, argv)
+        assert "is no file of a judge's answers" in line
     assert (tmp_path / "cache.jsonl").read_bytes() == content, "another's file is left as it is"
+    (tmp_path / "cache.jsonl").unlink()
+    (tmp_path / "cache.jsonl").mkdir()
+    (line,) = said_of(capsys, script, argv)
+    assert line == f"error: --judge_cache: {tmp_path / 'cache.jsonl'} is no file"
 
 
 @pytest.mark.parametrize("benchmark", ["MLLMU-Bench", "CLEAR"])

@@ -171,6 +171,21 @@ def test_nothing_to_check(tmp_path, capsys):
     assert "an empty folder" in found.mistakes[0]
 
 
+@pytest.mark.parametrize(("benchmark", "other"), [("clear", "MLLMU-Bench"), ("mllmu", "CLEAR")])
+def test_the_other_benchmark_s_folder(benchmark, other, data, capsys):
+    """Its neighbour, which has the tables, is not checked, nor read, in its place."""
+    with pytest.raises(SystemExit) as stop:
+        run_script("data_process/check_data.py", "--data_dir", data / other, "--benchmark", benchmark)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and line.startswith("error: --benchmark: ") and "not there is any of" in line
+    table = {"clear": "forget05_perturbed", "mllmu": "Full_Set"}[benchmark]
+    assert table in line
+    script, title = {"clear": ("CLEAR_GA.py", "CLEAR"), "mllmu": ("MLLMU_GA.py", "MLLMU-Bench")}[benchmark]
+    with pytest.raises(SystemExit):
+        run_script(script, "--data_split_dir", data / other, "--model_id", "no", "--save_dir", data / "out")
+    assert f"--data_split_dir: no tables of {title}, but " in capsys.readouterr().err
+
+
 def test_rows_are_read_as_the_scripts_read_them(data, capsys):
     """What is wrong inside of a cell, in the words of the readers; and a good picture is no mistake."""
     table = data / "MLLMU-Bench/Test_Set"

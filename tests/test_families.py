@@ -203,7 +203,7 @@ def test_a_processor_that_needs_a_missing_package(tiny, tmp_path, monkeypatch):
         raise ImportError("Package `num2words` is required. Install it with `pip install num2words`.")
 
     monkeypatch.setattr(LlavaProcessor, "__init__", lacks)
-    with pytest.raises(SystemExit, match=r"error: the processor of .*llava.*pip install num2words"):
+    with pytest.raises(SystemExit, match=r"the processor of .*llava.*pip install num2words"):
         models.load_processor(str(tiny["llava"]))
 
 
@@ -211,7 +211,7 @@ def test_a_processor_whose_files_do_not_belong_together(tiny, tmp_path):
     shutil.copytree(tiny["gemma3"], tmp_path / "model")
     with edited(tmp_path / "model" / "tokenizer_config.json") as config:
         del config["boi_token"]
-    with pytest.raises(SystemExit, match=r"error: the processor of .*boi_token"):
+    with pytest.raises(SystemExit, match=r"the processor of .*boi_token"):
         models.load_processor(str(tmp_path / "model"))
 
 
@@ -241,7 +241,7 @@ def test_an_attention_kernel_that_a_model_does_not_have(tiny, tmp_path):
     shutil.copytree(tiny["bakllava"], tmp_path / "model")
     with edited(tmp_path / "model" / "config.json") as config:
         config["text_config"] = {"model_type": "gemma2", "hidden_size": 64, "num_hidden_layers": 2}
-    with pytest.raises(SystemExit, match=r"error: --attn sdpa: .* give --attn eager"):
+    with pytest.raises(SystemExit, match=r"--attn sdpa: .* give --attn eager"):
         models.load_model(str(tmp_path / "model"))
 
 
@@ -325,7 +325,7 @@ def test_a_processor_without_a_usable_template_is_refused(tiny, tmp_path):
     shutil.copytree(tiny["llava"], tmp_path / "model")
     template = tmp_path / "model" / "chat_template.jinja"
     template.write_text("{{ raise_exception('no chats') }}")
-    with pytest.raises(SystemExit, match=r"error: the processor of .*no chats"):
+    with pytest.raises(SystemExit, match=r"the processor of .*no chats"):
         models.load_processor(str(tmp_path / "model"))
     template.write_text("{% for m in messages %}{{ m['role'] }}{% endfor %}")
     with pytest.raises(SystemExit, match="not the beginning of an answered turn"):

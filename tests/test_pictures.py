@@ -148,3 +148,23 @@ def test_problem_and_load_agree():
             else:
                 assert picture.load().size == picture.size()
     assert 50 < refused < 230
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}]
+)
+def test_a_damaged_jpeg_that_passes_can_be_shown(options):
+    """It is looked at in an eighth of its size, for the time; what is told there is all that decoding it in
+    full tells."""
+    whole, chance, refused = encoded(NOISE, "JPEG", **options).data, random.Random(0), 0
+    cut = [whole[:end] for end in range(2, len(whole), 3)]
+    flipped = [bytearray(whole) for _ in range(300)]
+    for data in flipped:
+        data[chance.randrange(2, len(whole))] ^= 1 << chance.randrange(8)
+    for data in [*cut, *flipped]:
+        picture = Picture(bytes(data), "")
+        if picture.problem():
+            refused += 1
+        else:
+            picture.load()
+    assert refused > len(cut) / 2

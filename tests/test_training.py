@@ -3,6 +3,7 @@ disk."""
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -362,9 +363,9 @@ def test_a_learning_rate_that_destroys_the_model_stops_the_run(train_args, tmp_p
 
 
 # ---------------------------------------------------------------- the folder
-def refused(argv, capsys) -> str:
+def refused(argv, capsys, script: str = GA) -> str:
     with pytest.raises(SystemExit) as end:
-        run_script(GA, *argv)
+        run_script(script, *argv)
     assert end.value.code == 2
     return capsys.readouterr().err
 
@@ -449,6 +450,52 @@ def test_the_limit_is_on_the_cross_entropy_whatever_the_loss(train_args, tmp_pat
     ga, npo = (jsonl(tmp_path / name / "log.jsonl") for name in ("GA", "NPO"))
     assert [line["ce"] for line in ga] == pytest.approx([-line["loss"] for line in ga])
     assert npo[0]["ce"] == pytest.approx(ga[0]["ce"]) and npo[0]["loss"] != pytest.approx(ga[0]["loss"])
+
+
+def test_the_limit_holds_for_losses_of_ones_own(train_args, tmp_path, monkeypatch):
+    """A loss that is not made of utils.losses: the cross-entropy is asked beside it, the steps are the
+    same."""
+    argv = lambda name, **more: train_args(save_dir=tmp_path / name, lora_dropout=0, **more)
+    run_script(GA, *argv("ours", max_forget_loss=99))
+    own = lambda model, batch: -model(**batch.inputs, labels=batch.labels).loss[None]  # (1,)
+    real = training.once
+    monkeypatch.setattr(training, "once", lambda phase: real(replace(phase, loss=own)))
+    run_script(GA, *argv("own", max_forget_loss=99))
+    run_script(GA, *argv("free"))
+    ours, found = jsonl(tmp_path / "ours" / "log.jsonl"), jsonl(tmp_path / "own" / "log.jsonl")
+    assert found[0]["ce"] == pytest.approx(ours[0]["ce"]) and found[0]["loss"] == pytest.approx(
+        -found[0]["ce"]
+    )
+    assert equal(weights(tmp_path / "own"), weights(tmp_path / "free"))
+
+
+@pytest.mark.parametrize("script", ["MLLMU_manifold.py", "CLEAR_manifold.py", GA])
+def test_what_was_replaced_under_its_name_is_not_gone_on_with(
+    script, tiny, nano, train_args, masks, tmp_path, capsys
+):
+    """A mask, a model: the state was begun with another."""
+    shutil.copytree(masks("llava"), tmp_path / "masks")
+    model = shutil.copytree(tiny["llava"], tmp_path / "model")
+    mask = tmp_path / "masks" / "mllmu_language_mask.pt"
+    base = {"model_id": model, "save_steps": 1, "batch_size": 8 if script == GA else 32}
+    if script != GA:
+        base["grad_mask_path"] = mask
+    if "CLEAR" in script:
+        base |= {"data_split_dir": nano / "CLEAR", "forget_ratio": 10}
+    argv = train_args(**base)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, 2)
+        run_script(script, *argv)
+    file, other, flag = model / "model.safetensors", tiny["other_llava"] / "model.safetensors", "--model_id"
+    if script != GA:
+        file, other, flag = mask, tmp_path / "masks" / "mllmu_both_mask.pt", "--grad_mask_path"
+    kept = file.read_bytes()
+    file.write_bytes(other.read_bytes())
+    assert f"{flag}: what lies there is not what the kept run began with" in refused(
+        [*argv, "--resume"], capsys, script
+    )
+    file.write_bytes(kept)
+    run_script(script, *argv, "--resume")
 
 
 def test_a_resumed_run_may_cut_its_batches_otherwise(train_args, tmp_path, capsys, monkeypatch):

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.ending import fail
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -105,7 +107,5 @@ def with_adapter(model: PreTrainedModel, folder: str, today: Callable[[str], str
             )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as why:
         first = next(filter(None, map(str.strip, str(why).splitlines())), type(why).__name__)
-        raise SystemExit(
-            f"error: the adapter {folder} cannot be merged into {lineage(folder)[1]}: {first}"
-        ) from why
+        fail(f"the adapter {folder} cannot be merged into {lineage(folder)[1]}: {first}")
     return adapted.merge_and_unload().requires_grad_(True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -63,6 +64,7 @@ class Bench:
     MASK_SCRIPT: str  # the script that makes masks from it
     RATIOS: tuple[int, ...]  # percent
     FOLDERS: tuple[str, ...]  # names that its folders have, looked for in and beside the given one
+    TABLES = ".*"  # a pattern of its tables' names, by which another benchmark's folder is known
     SPLITS: tuple[Split, ...]
     forget_table: str
     retain_table: str
@@ -80,10 +82,14 @@ class Bench:
         self.roots = [*inside, *(root.parent / name for name in self.FOLDERS)]
         if not self.given.is_dir():
             problems.add(f"{FLAG}: no such folder: {self.given}")
-        elif not any(p.is_dir() and any(is_table(t) for t in p.iterdir()) for p in inside):
-            problems.add(
-                f"{FLAG}: no tables in {self.given} (expected e.g. {self.forget_table}/train-*.parquet)"
-            )
+        else:
+            here = [t.name for p in inside if p.is_dir() for t in p.iterdir() if is_table(t)]
+            own = is_table(given) or any(re.fullmatch(self.TABLES, name) for name in here)
+            if not own:  # those of a neighbour would be read instead
+                what = f"no tables of {self.TITLE}, but {named(here)}," if here else "no tables"
+                problems.add(
+                    f"{FLAG}: {what} in {self.given} (expected e.g. {self.forget_table}/train-*.parquet)"
+                )
         if forget_ratio not in self.RATIOS:
             *most, last = self.RATIOS
             ratios = f"{', '.join(map(str, most))} and {last}"

@@ -55,6 +55,9 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
         _check_quantize(args)
     if not args.merge and not args.lora:
         args.problems.add("--merge: False saves an adapter alone, and --lora False trains none")
+    if not args.problems.lines:
+        for flag, name in args.models.items():
+            notes += models.check_shapes(name, flag, args.problems)
     args.mask = read_mask(args, bench) if args.grad_mask_path else None
     args.problems.stop()
     fitting.check_samples(args, data)

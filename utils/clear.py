@@ -51,6 +51,7 @@ class CLEARBench(Bench):
     """CLEAR, found from its folder or from one of its tables (see `Bench`)."""
 
     TITLE, RATIOS, FOLDERS, PERSON = "CLEAR", (1, 5, 10), ("CLEAR",), "name"
+    TABLES = r"data|full(\+tofu)?|(forget|retain)\d+(\+tofu|_perturbed)?|retain_perturbed|real_(faces|world)"
     SPLITS = (FORGET, RETAIN, Split("real_faces"), Split("real_world"))
     TASKS = ("classification", "generation", "probability", "truth_ratio")
     MASK_SCRIPT = "data_process/CLEAR_gen_mask.py"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import io
+import json
 import logging
 import os
 import sys
@@ -19,12 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+from utils.ending import INTERRUPTED, NO_MEMORY, NO_ROOM, Problems, fail
 from utils.released import MASK_SWITCHES, Released
 
-# exit codes beside 0 (whole) and 1 (the last line says what is missing); all: docs/running.md
-WRONG_INPUT, NO_MEMORY, NO_ROOM, INTERRUPTED = 2, 4, 5, 130
 # bytes; the system's are 255 and 4096, and hidden neighbours are longer
 LONGEST_NAME, LONGEST_PATH = 200, 3500
+# the most that a number may be which memory is taken for, or which must fit into 32 bits (a seed)
+MOST_EPOCHS, MOST_AT_ONCE, MOST_DEVICES, MOST_SEEDS = 10_000, 1_000_000, 1000, 2**32 - 1
 SCORINGS = ("letter", "likelihood")  # of multiple choice: --mcq
 
 
@@ -34,35 +36,6 @@ class Bad:
     reported."""
 
     why: str
-
-
-class Problems:
-    """Collects what is wrong with the input; `stop()` prints it all, one line each, and ends with exit code
-    2."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def add(self, line: str) -> None:
-        if line not in self.lines:
-            self.lines.append(line)
-
-    def stop(self) -> None:
-        """Exit with code 2 if anything was added."""
-        if self.lines:
-            sys.exit(_fail(self.lines))
-
-
-def fail(line: str, code: int = WRONG_INPUT) -> NoReturn:
-    """End the run with this line."""
-    _fail([line])
-    raise SystemExit(code)
-
-
-def _fail(lines: list[str]) -> int:
-    for line in lines:
-        print(f"error: {line}", file=sys.stderr)
-    return WRONG_INPUT
 
 
 def main_process() -> bool:
@@ -79,7 +52,12 @@ def boolean(text: str) -> bool | Bad:
 
 def ratio(text: str) -> int | Bad:
     """A forget ratio in percent: `05` and `5` are the same."""
-    return int(text) if text.isdecimal() else Bad(f"'{text}' is not a percentage such as 5 or 05")
+    return int(text) if _is_count(text) else Bad(f"'{text:.40}' is not a percentage such as 5 or 05")
+
+
+def _is_count(text: str) -> bool:
+    """Whether it is a whole number from 0 on, of no more digits than any that means something."""
+    return text.isdecimal() and len(text) < 20
 
 
 def number(kind: type, low: float, high: float = float("inf"), above: bool = False) -> Callable:
@@ -89,11 +67,13 @@ def number(kind: type, low: float, high: float = float("inf"), above: bool = Fal
         try:
             value = kind(text)
         except ValueError:
-            return Bad(f"'{text}' is not {'a whole number' if kind is int else 'a number'}")
+            return Bad(f"'{text:.40}' is not {'a whole number' if kind is int else 'a number'}")
         if low <= value <= high and value < float("inf") and not (above and value == low):
             return value
         span = f"above {low:g}" if above else f"at least {low:g}"
-        return Bad(f"{text} is out of range ({span}{f', at most {high:g}' if high < float('inf') else ''})")
+        return Bad(
+            f"{text:.40} is out of range ({span}{f', at most {high:g}' if high < float('inf') else ''})"
+        )
 
     return convert
 
@@ -121,8 +101,9 @@ def numbers(most: int) -> Callable:
 
     def convert(text: str):
         words = [word.strip() for word in text.split(",") if word.strip()]
-        if not 1 <= len(words) <= most or not all(map(str.isdecimal, words)):
-            return Bad(f"'{text}' is no list of 1 to {most} numbers such as 0,1,2,3")
+        small = (_is_count(word) and int(word) <= MOST_DEVICES for word in words)
+        if not 1 <= len(words) <= most or not all(small):
+            return Bad(f"'{text:.40}' is no list of 1 to {most} numbers such as 0,1,2,3")
         return [int(word) for word in words]
 
     return convert
@@ -131,9 +112,9 @@ def numbers(most: int) -> Callable:
 def part(text: str) -> tuple[int, int] | Bad:
     """`2/4`, the second of four parts, as (2, 4)."""
     number, _, parts = text.partition("/")
-    if number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts):
+    if _is_count(number) and _is_count(parts) and 1 <= int(number) <= int(parts) <= MOST_DEVICES:
         return int(number), int(parts)
-    return Bad(f"'{text}' is no part such as 2/4, the second of four")
+    return Bad(f"'{text:.40}' is no part such as 2/4, the second of four")
 
 
 def _why_no_name(value: object) -> str | None:
@@ -286,8 +267,9 @@ def parse(p: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse
     required = [action for action in p._actions if action.required]
     for action in required:
         action.required = False  # collected below, together with the other mistakes
-    args, unknown = p.parse_known_args(argv)
-    args.problems = Problems()
+    argv, problems = sys.argv[1:] if argv is None else argv, Problems()
+    args, unknown = p.parse_known_args([*_repeated(p, argv, problems), *argv])
+    args.problems = problems
     for action in p._actions:
         value = getattr(args, action.dest, None)
         name = action.option_strings[0] if action.option_strings else action.dest
@@ -308,6 +290,50 @@ def parse(p: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse
     args.released = Released(**{name: getattr(args, name) for name in switches})
     sys.excepthook = partial(_last_words, args)
     return args
+
+
+OWN = ("config", "resume", "restart", "dry_run", "push_to_hub")  # of a command, not of the run that it starts
+
+
+def _repeated(p: argparse.ArgumentParser, argv: list[str], problems: Problems) -> list[str]:
+    """The flags of --config's run.json, as words that stand before those of the command line, which win."""
+    own = {action.dest: action for action in p._actions if action.option_strings}
+    if "config" not in own:
+        return []
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config")
+    file = finder.parse_known_args(argv)[0].config
+    if file is None or _why_no_name(file):
+        return []
+    words = []
+    try:
+        script, given = read_run(Path(file))
+    except ValueError as why:
+        problems.add(f"--config: {why}")
+        return []
+    if script != Path(sys.argv[0]).name:
+        problems.add(f"--config: {file} is of a run of {script}, not of {Path(sys.argv[0]).name}")
+        return []
+    for name, value in given.items():
+        if name not in own:
+            problems.add(f"--config: {file} has --{name}, which {script} does not have")
+        elif name not in OWN and value is not None:
+            words.append(f"{own[name].option_strings[0]}={value}")
+    return words
+
+
+def read_run(file: Path) -> tuple[str, dict[str, object]]:
+    """(script, flags) of a run.json. Raises ValueError, naming the file, where it is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        script, given = content["script"], content["arguments"]
+        if not isinstance(script, str) or not isinstance(given, dict):
+            raise TypeError("script or arguments of another kind")
+    except OSError as why:
+        raise ValueError(f"{file} cannot be read: {why.strerror}") from why
+    except (ValueError, KeyError, TypeError, RecursionError) as why:
+        raise ValueError(f"{file} is no run.json of a training or of masks ({why!r:.80})") from why
+    return script, given
 
 
 def settings(args: argparse.Namespace) -> dict[str, object]:
@@ -399,7 +425,7 @@ def add_lora_args(p: argparse.ArgumentParser, default: bool) -> None:
         default=default,
         help=f"train a LoRA adapter, merged on save; default {default}; False: all weights",
     )
-    g.add_argument("--lora_r", type=number(int, 1), default=16, help="rank; default 16")
+    g.add_argument("--lora_r", type=number(int, 1, 65_536), default=16, help="rank; default 16")
     g.add_argument("--lora_alpha", type=number(float, 0, above=True), default=16, help="scale; default 16")
 
 
@@ -409,12 +435,15 @@ def add_train_args(p: argparse.ArgumentParser) -> None:
     g = p.add_argument_group("training")
     g.add_argument("--save_dir", required=True, help="folder for the resulting model")
     g.add_argument(
-        "--batch_size", type=number(int, 1), default=4, help="samples per process and forward; default 4"
+        "--batch_size",
+        type=number(int, 1, MOST_AT_ONCE),
+        default=4,
+        help="samples per process and forward; default 4",
     )
     g.add_argument(
         "--lr", type=number(float, 0, above=True), default=1e-5, help="peak learning rate; default 1e-5"
     )
-    g.add_argument("--num_epochs", type=number(int, 1), default=1, help="epochs; default 1")
+    g.add_argument("--num_epochs", type=number(int, 1, MOST_EPOCHS), default=1, help="epochs; default 1")
     g.add_argument(
         "--moments",
         type=choice("fp32", "bf16", "8bit"),
@@ -461,7 +490,9 @@ def _add_loss_args(g) -> None:
 
 
 def add_seed(p, does: str, default: int = 42) -> None:
-    p.add_argument("--seed", type=number(int, 0), default=default, help=f"{does}; default {default}")
+    p.add_argument(
+        "--seed", type=number(int, 0, MOST_SEEDS), default=default, help=f"{does}; default {default}"
+    )
 
 
 def add_ratio(p, help: str, default: int | None = None) -> None:
@@ -499,6 +530,10 @@ def _last_group(p: argparse.ArgumentParser, *switches: str):
             f"--{switch.name}", type=choice(*values), default=switch.default, metavar="|".join(values),
             help=f"{switch.metadata['help']}; default {switch.default}",
         )  # fmt: skip
+    g.add_argument(
+        "--config",
+        help="run.json of an earlier run, to repeat it: its flags are taken, those on the command line win",
+    )
     flag(
         g,
         "--dry_run",
@@ -533,7 +568,7 @@ def add_released_train_args(p: argparse.ArgumentParser, *own: str, forgets: bool
     )
     g.add_argument(
         "--gradient_accumulation_steps",
-        type=number(int, 1),
+        type=number(int, 1, MOST_AT_ONCE),
         default=1,
         help="forwards per optimizer step; default 1",
     )
@@ -603,7 +638,9 @@ def add_mask_args(p: argparse.ArgumentParser) -> None:
         default="batch",
         help="square each batch's gradient (default, as in the paper's code) or each sample's",
     )
-    g.add_argument("--batch_size", type=number(int, 1), default=4, help="samples per batch; default 4")
+    g.add_argument(
+        "--batch_size", type=number(int, 1, MOST_AT_ONCE), default=4, help="samples per batch; default 4"
+    )
     g.add_argument(
         "--threshold",
         type=number(float, 0, 1e30, above=True),
@@ -618,7 +655,7 @@ def add_mask_args(p: argparse.ArgumentParser) -> None:
     )
     g.add_argument(
         "--blocks",
-        type=number(int, 1),
+        type=number(int, 1, 1000),
         default=1,
         help="go over the weights in so many blocks: sums (4 bytes per weight) of one block at a time, for as"
         " many times the time; default 1",
@@ -673,11 +710,14 @@ def add_eval_args(p: argparse.ArgumentParser, splits: tuple[str, ...]) -> None:
         " results; default 1/1: all",
     )
     g.add_argument(
-        "--batch_size", type=number(int, 1), default=256, help="most questions answered at once; default 256"
+        "--batch_size",
+        type=number(int, 1, MOST_AT_ONCE),
+        default=256,
+        help="most questions answered at once; default 256",
     )
     g.add_argument(
         "--batch_tokens",
-        type=number(int, 1),
+        type=number(int, 1, 2**31),
         default=32768,
         help="most tokens, replies included, kept in memory at once; default 32768; batches that do not fit"
         " into the GPU's memory are halved",
@@ -688,7 +728,10 @@ def add_eval_args(p: argparse.ArgumentParser, splits: tuple[str, ...]) -> None:
         help="how multiple choice is scored; default letter, or what the nano.json of a nano benchmark names",
     )
     g.add_argument(
-        "--max_new_tokens", type=number(int, 1), default=50, help="longest reply in tokens; default 50"
+        "--max_new_tokens",
+        type=number(int, 1, MOST_AT_ONCE),
+        default=50,
+        help="longest reply in tokens; default 50",
     )
     add_compute_args(g)
     add_seed(g, "fixes test pictures and few-shot examples")

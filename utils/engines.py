@@ -17,6 +17,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from utils.ending import fail
+
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
@@ -111,8 +113,8 @@ def accelerator() -> Accelerator:
     acc = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != acc.num_processes:
-        raise SystemExit(
-            f"error: {started} processes were started, but they do not work together; on CPUs launch with"
+        fail(
+            f"{started} processes were started, but they do not work together; on CPUs launch with"
             " ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N"
         )
     if engine().sharded and acc.device.type == "cpu":

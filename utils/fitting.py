@@ -11,17 +11,27 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from utils import adapters, cli, models
+from PIL import Image
+
+from utils import cli, models
 from utils.data import Sample
 
 if TYPE_CHECKING:
-    from transformers import ProcessorMixin
+    from transformers import PreTrainedConfig, ProcessorMixin
 
+    from utils.collate import Chat
     from utils.pictures import Picture
 
 SHOWN = 5  # bad rows that are named
 # bytes: the most tokens that a normalizer makes of a character's bytes (U+FDFA: 18 letters of 3)
 EXPANDS = 12
+# {field of an image processor: the vision configuration's}, and towers whose pictures have one size
+PATCHES = {
+    "patch_size": "patch_size",
+    "merge_size": "spatial_merge_size",
+    "temporal_patch_size": "temporal_patch_size",
+}
+FIXED = ("clip_vision_model", "mllama_vision_model")
 
 
 class Fitting:
@@ -33,6 +43,8 @@ class Fitting:
         self.chat = Chat(processor)
         self.lengths = PromptLengths(processor, self.chat)
         self.context = context(processor, name)
+        if why := why_not_together(processor, self.chat, models.read_config(name)):
+            cli.fail(f"the processor is not that of {name}: {why}")
         own = sorted(own_tokens(processor), key=len, reverse=True)
         self.own = re.compile("|".join(map(re.escape, own)) or "(?!)")
         self.frames = [len(self.chat.prompt("", n) + self.chat.answer("")) + 16 for n in (0, 1)]
@@ -74,6 +86,32 @@ class Fitting:
         return f"{tokens:,} tokens with its pictures and answer; the model's context has {self.context:,}"
 
 
+def why_not_together(processor: ProcessorMixin, chat: Chat, config: PreTrainedConfig) -> str | None:
+    """Why what the processor makes of a picture is not what a model of this configuration takes, or None."""
+    from utils.collate import encode
+
+    blank = Image.new("RGB", (224, 224))
+    try:
+        made = encode(processor, [chat.prompt("q", 1)], [[blank]], "right")
+    except (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError):
+        return None  # whether a size is refused is asked of every picture
+    token, ids = getattr(config, "image_token_id", None), set(made["input_ids"].flatten().tolist())
+    if isinstance(token, int) and token not in ids:
+        writes = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+        return f"it writes token {writes} for a picture, and the config.json has {token} (image_token_id)"
+    vision, image = getattr(config, "vision_config", None), processor.image_processor
+    for one, other in PATCHES.items():
+        made_for, cut = getattr(vision, other, None), getattr(image, one, None)
+        if isinstance(made_for, int) and isinstance(cut, int) and made_for != cut:
+            return f"it has {one} {cut}, and the config.json {other} {made_for}"
+    side = getattr(vision, "image_size", None)
+    if getattr(vision, "model_type", "") in FIXED and made["pixel_values"].shape[-1] != side:
+        return (
+            f"it makes pictures {made['pixel_values'].shape[-1]} pixels wide, and the config.json has {side}"
+        )
+    return None
+
+
 def own_tokens(processor: ProcessorMixin) -> set[str]:
     """Special tokens of the tokenizer, and what the processor replaces by pictures, videos or sounds."""
     found = {token.content for token in processor.tokenizer.added_tokens_decoder.values() if token.special}
@@ -82,10 +120,7 @@ def own_tokens(processor: ProcessorMixin) -> set[str]:
 
 def context(processor: ProcessorMixin, name: str) -> int:
     """The longest sequence that the model of that name was made for, in tokens."""
-    from transformers import AutoConfig
-
-    whole = adapters.lineage(name)[-1]
-    text = AutoConfig.from_pretrained(whole, trust_remote_code=False).get_text_config()
+    text = models.read_config(name).get_text_config()
     limits = [getattr(text, "max_position_embeddings", None), processor.tokenizer.model_max_length]
     return int(min(limit for limit in limits if limit))
 

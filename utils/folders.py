@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils.ending import fail
+
 if TYPE_CHECKING:
     from utils.cli import Problems
 
@@ -265,7 +267,7 @@ def exclusive(lock: Path, doing: str, shared: bool = False, wait: bool = False) 
             break
         if not free:
             os.close(handle)
-            raise SystemExit(f"error: {doing} already (it holds {lock}); wait for it, or stop it")
+            fail(f"{doing} already (it holds {lock}); wait for it, or stop it")
         # the one who held it before may have removed the file between our opening and our locking it
         if lock.exists() and lock.stat().st_ino == os.fstat(handle).st_ino:
             break

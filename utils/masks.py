@@ -177,6 +177,14 @@ class Mask:
         if made_for and folder and made_for["fingerprint"] != model_fingerprint(folder):
             raise MaskError(f"it was made for other weights ({made_for['name']}) than {model_name}")
 
+    def fingerprint(self) -> str:
+        """16 hex digits that change with any bit, name or shape."""
+        digest = hashlib.sha256()
+        for name, bits in sorted(self.bits.items()):
+            digest.update(f"{name} {self.shapes[name]}".encode())
+            digest.update(bits.numpy())
+        return digest.hexdigest()[:16]
+
     def is_for(self, forget: list[Sample]) -> bool:
         """False where the mask says that it was made to forget something else: another ratio, another
         benchmark, other rows."""

@@ -25,7 +25,7 @@ class MLLMUBench(Bench):
     """MLLMU-Bench, found from any of its folders (see `Bench`)."""
 
     TITLE, RATIOS, FOLDERS = "MLLMU-Bench", (5, 10, 15), ("MLLMU-Bench", "MLLMMU-Bench")
-    PERSON = "ID"
+    PERSON, TABLES = "ID", r"(Full|Test|Retain|World)_Set|ft_Data|(forget|retain)_\d+"
     SPLITS = (
         FORGET,
         Split("test", forgets=True, about="test (forget people, other pictures)"),

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils import adapters, folders
+from utils.ending import fail
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, ProcessorMixin
+    from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
     from utils.cli import Problems
 
@@ -206,7 +207,7 @@ def _why_not_from_json(config: dict) -> str | None:
         return f"its config.json holds something else than it should under {', '.join(wrong)}"
     if "quantization_config" in config:
         return "its weights are quantized; give the original, full-precision model"
-    if kind in FAMILIES and classes and not any(c.endswith("ForConditionalGeneration") for c in classes):
+    if kind in FAMILIES and classes and not any(str(c).endswith("ForConditionalGeneration") for c in classes):
         # e.g. the authors' own LLaVA-1.5, whose weights have other names
         title = FAMILIES[kind].title
         return f"it was written by other code ({classes[0]}); give the Hugging Face form of {title}"
@@ -257,12 +258,18 @@ def broken_file(path: Path) -> str | None:
         size, length = path.stat().st_size, int.from_bytes(head, "little")
         if len(head) < 8 or not 2 <= length <= size - 8:
             return "is cut short, or no file of weights"
-        try:
-            tensors = json.loads(file.read(length))
-        except ValueError:
-            return "has a header that cannot be read"
-    end = max((t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__"), default=0)
+    try:
+        end = max((tensor["data_offsets"][1] for tensor in header(path).values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "has a header that cannot be read"
     return None if 8 + length + end == size else f"has {size:,} bytes, not {8 + length + end:,}"
+
+
+def header(path: Path) -> dict[str, dict]:
+    """{tensor: dtype, shape and place} of a whole safetensors file."""
+    with path.open("rb") as file:
+        tensors = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return {name: tensor for name, tensor in tensors.items() if name != "__metadata__"}
 
 
 @cache
@@ -308,7 +315,9 @@ def processor_lacks(folder: Path) -> str | None:
     """Which of a processor's files are not in the folder, whose processor is then not whole."""
     settings = [folder / name for name in ("tokenizer_config.json", "processor_config.json")]
     template = any(folder.glob("chat_template.*")) or any(
-        '"chat_template"' in file.read_text(encoding="utf-8") for file in settings if file.is_file()
+        '"chat_template"' in file.read_text(encoding="utf-8", errors="replace")
+        for file in settings
+        if file.is_file()
     )
     there = {
         "preprocessor_config.json": has_processor(folder),
@@ -397,10 +406,10 @@ def load_model(
         model = _load_whole(name, dtype, attn, quantize)
     tokens, rows = len(processor.tokenizer) if processor else 0, len(model.get_input_embeddings().weight)
     if tokens > rows:
-        raise SystemExit(f"error: {name} has embeddings for {rows} tokens, its tokenizer has {tokens}")
+        fail(f"{name} has embeddings for {rows} tokens, its tokenizer has {tokens}")
     if broken := not_finite(model):  # its empty replies would look like perfect forgetting
-        raise SystemExit(
-            f"error: {name}: NaN or infinity in {len(broken)} of its weight tensors, e.g. {broken[0]}: its"
+        fail(
+            f"{name}: NaN or infinity in {len(broken)} of its weight tensors, e.g. {broken[0]}: its"
             " training went wrong; train it again with a lower --lr"
         )
     return model
@@ -435,27 +444,22 @@ def _load_whole(name: str, dtype: str, attn: str, quantize: str) -> PreTrainedMo
             fields = config.to_dict()
             why = _why_not_from_json(fields) or (why_not(name) if _is_unlisted(fields) else None)
             if why:
-                raise SystemExit(f"error: {name}: {why}")
+                fail(f"{name}: {why}")
         model, info = AutoModelForImageTextToText.from_pretrained(
             name, dtype=pick_dtype(dtype), attn_implementation=attn, output_loading_info=True,
             ignore_mismatched_sizes=True, **options,
         )  # fmt: skip
     except (OSError, ValueError, SafetensorError, ImportError, StrictDataclassError) as why:
         if "scaled_dot_product_attention yet" in str(why):
-            raise SystemExit(
-                f"error: --attn {attn}: {name} has an attention of its own; give --attn eager"
-            ) from why
-        raise SystemExit(f"error: cannot load the model {name}: {first_line(why)}") from why
+            fail(f"--attn {attn}: {name} has an attention of its own; give --attn eager")
+        fail(f"cannot load the model {name}: {first_line(why)}")
     if info["missing_keys"]:  # transformers would go on with random numbers in their place
         missing = sorted(info["missing_keys"])
-        raise SystemExit(
-            f"error: the files of {name} lack {len(missing)} of the model's weights, e.g. {missing[0]}"
-        )
+        fail(f"the files of {name} lack {len(missing)} of the model's weights, e.g. {missing[0]}")
     if info["mismatched_keys"]:  # the same
         weight, stored, expected = sorted(info["mismatched_keys"])[0]
-        raise SystemExit(
-            f"error: {name}: {weight} has shape {list(stored)} in its files and {list(expected)} by its"
-            " config.json"
+        fail(
+            f"{name}: {weight} has shape {list(stored)} in its files and {list(expected)} by its config.json"
         )
     if quantize == "4bit":
         for module in model.modules():  # some CPUs' format for inference, which a forward in eval mode takes
@@ -474,47 +478,70 @@ def not_finite(model: PreTrainedModel) -> list[str]:
     ]
 
 
+def refusals() -> tuple[type[Exception], ...]:
+    """What transformers raises on files that it cannot take, or that do not belong together."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    return (
+        OSError, ValueError, ImportError, AttributeError, LookupError, TypeError, RuntimeError,
+        ArithmeticError, StrictDataclassError, SafetensorError,
+    )  # fmt: skip
+
+
+def read_config(name: str) -> PreTrainedConfig:
+    """The configuration of a model, or of the base of an adapter. Raises SystemExit, naming it, for a
+    config.json that transformers refuses."""
+    from transformers import AutoConfig
+
+    whole = adapters.lineage(name)[-1]
+    try:
+        return AutoConfig.from_pretrained(whole, trust_remote_code=False)
+    except refusals() as why:
+        fail(f"the config.json of {whole}: {first_line(why)}")
+
+
 def load_processor(*names: str | None) -> ProcessorMixin:
     """The processor of the first of `names` that has a whole one; the vanilla model's folder may hold none,
     or a part.
 
     Raises SystemExit where it has no chat template, or one whose answers cannot be found.
     """
-    from huggingface_hub.errors import StrictDataclassError
     from jinja2 import TemplateError
     from transformers import AutoProcessor, ProcessorMixin
 
     from utils.collate import Chat
 
-    broken = (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError, StrictDataclassError)
     found = [model for given in filter(None, names) for model in adapters.lineage(given)]
     found = [n for n in found if local_folder(n) is None or has_processor(Path(n))]
     for name in [n for n in found if local_folder(n) is None or not processor_lacks(Path(n))] or found:
         try:
             processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
-        except broken as why:
-            # a missing package or file, or files that do not belong together
-            raise SystemExit(f"error: the processor of {name} cannot be loaded: {first_line(why)}") from why
+        except Exception as why:
+            # a missing package or file, files that do not belong together; tokenizers raises the bare class
+            if not isinstance(why, refusals()) and type(why) is not Exception:
+                raise
+            fail(f"the processor of {name} cannot be loaded: {first_line(why)}")
         try:
             if not isinstance(processor, ProcessorMixin):
                 raise ValueError("it does not read pictures and text together")
             _complete(processor, name)
             _pad(processor.tokenizer)
             Chat(processor)
-        except (OSError, ValueError, TemplateError) as why:
-            raise SystemExit(f"error: the processor of {name}: {first_line(why)}") from why
+        except (*refusals(), TemplateError) as why:
+            fail(f"the processor of {name}: {first_line(why)}")
         return processor
-    raise SystemExit(f"error: no processor in {' or '.join(filter(None, names))}")
+    fail(f"no processor in {' or '.join(filter(None, names))}")
 
 
 def _complete(processor: ProcessorMixin, name: str) -> None:
     """LLaVA processors written before transformers 4.47 lack the numbers by which they repeat <image>; the
     model's configuration knows them."""
-    from transformers import AutoConfig, LlavaNextProcessor, LlavaProcessor
+    from transformers import LlavaNextProcessor, LlavaProcessor
 
     if not isinstance(processor, LlavaProcessor | LlavaNextProcessor):
         return
-    config = AutoConfig.from_pretrained(adapters.lineage(name)[-1], trust_remote_code=False)
+    config = read_config(name)
     if config.vision_config.model_type == "clip_vision_model":
         processor.patch_size = config.vision_config.patch_size
         processor.num_additional_image_tokens = 1  # CLIP's class token
@@ -536,12 +563,65 @@ def empty_model(name: str) -> PreTrainedModel:
     """The same architecture on the meta device: names and shapes of all weights, no memory, no weights
     read."""
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText
 
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(
-            AutoConfig.from_pretrained(adapters.lineage(name)[-1], trust_remote_code=False)
+        return AutoModelForImageTextToText.from_config(read_config(name))
+
+
+def check_shapes(name: str | None, flag: str, problems: Problems) -> list[str]:
+    """Add a problem where the weights of a model folder are not those that its config.json describes, by the
+    headers of its files: a wrong size would be allocated before it is refused. Returns notes.
+
+    For folders that check_model has passed; files in torch's own format have no headers.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    folder = local_folder(adapters.lineage(name)[-1]) if name else None
+    files = weight_files(folder) if folder else []
+    if not files or any(file.suffix != ".safetensors" for file in files):
+        return []
+    if why := _why_no_size(read_config(str(folder)), sum(len(header(file)) for file in files)):
+        problems.add(f"{flag}: {folder / 'config.json'} {why}")
+        return []
+    try:
+        _, info = AutoModelForImageTextToText.from_pretrained(
+            folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
         )
+    except refusals() as why:
+        problems.add(f"{flag}: {folder}: transformers cannot build it: {first_line(why)}")
+        return []
+    missing, strange = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    if info["mismatched_keys"]:
+        weight, stored, expected = sorted(info["mismatched_keys"])[0]
+        problems.add(
+            f"{flag}: {folder}: {weight} has shape {list(stored)} in its files and {list(expected)} by its"
+            " config.json"
+        )
+    elif missing:
+        problems.add(
+            f"{flag}: {folder}: its files lack {len(missing)} of the model's weights, e.g. {missing[0]}"
+        )
+    elif strange:
+        return [
+            f"{folder} holds {len(strange)} tensors that its config.json has no place for, e.g. {strange[0]};"
+            " they are left out"
+        ]
+    return []
+
+
+def _why_no_size(config: PreTrainedConfig, tensors: int) -> str | None:
+    """Why no model of these sizes is to be built; tensors: how many its files hold."""
+    vision = getattr(config, "vision_config", None)
+    for part in filter(None, (config, getattr(config, "text_config", None), vision)):
+        for field in ("num_hidden_layers", "depth", "num_attention_heads", "num_heads"):
+            number = getattr(part, field, None)
+            if isinstance(number, int) and not 1 <= number <= max(tensors, 1024):
+                return f"has {number} as {field}, and its files {tensors} tensors in all"
+    layer, layers = getattr(config, "vision_feature_layer", None), getattr(vision, "num_hidden_layers", 0)
+    if isinstance(layer, int) and not (1 <= layer <= layers or -layers - 1 <= layer <= -1):
+        return f"takes pictures from layer {layer} (vision_feature_layer) of {layers}"
+    return None
 
 
 def hollow(model: PreTrainedModel) -> PreTrainedModel:
@@ -628,7 +708,7 @@ def why_not(name: str) -> str | None:
         find_parts(empty_model(name))
     except UnknownParts as why:
         return f"a {config.model_type} model cannot be used: {why}; tested: {', '.join(FAMILIES)}"
-    except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError, RuntimeError) as why:
+    except refusals() as why:
         # unknown kinds, code of their own, missing packages, parts that do not fit together
         return f"transformers cannot build it: {first_line(why).split('. ')[0]}"
     return None

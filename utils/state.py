@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils import checkpoint, cli, folders
+from utils import checkpoint, cli, folders, models
 from utils.data import Sample, fingerprint
 
 if TYPE_CHECKING:
@@ -95,9 +95,26 @@ def _check_same_run(args, before: dict[str, Any]) -> None:
         )
 
 
+def inputs(args) -> dict[str, str]:
+    """{flag: fingerprint} of the models and the mask that lie here: under the same name may lie another."""
+    from utils.masks import model_fingerprint
+
+    found = {flag: models.local_folder(name) for flag, name in args.models.items() if name}
+    prints = {flag: model_fingerprint(folder) for flag, folder in found.items() if folder}
+    return prints | ({"--grad_mask_path": args.mask.fingerprint()} if args.mask else {})
+
+
 def check_data(args, data: dict[str, list[Sample]]) -> None:
-    """Stop unless the data, of which utils.fitting may have left some out, are those of the kept run."""
+    """Stop unless the models, the mask and the data, of which utils.fitting may have left some out, are those
+    of the kept run."""
     before = checkpoint.read_json(find(args.save_dir) / PROGRESS)
+    now = inputs(args)
+    for flag, was in before["inputs"].items():
+        if now.get(flag) != was:
+            args.problems.add(
+                f"{flag}: what lies there is not what the kept run began with; put that back, or begin anew"
+                " with --restart True"
+            )
     for name, entry in before["data"].items():
         if name in data and fingerprint(data[name]) != entry["fingerprint"]:
             args.problems.add(f"--resume: the {name} data are not those of the kept run, or in another order")

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 from utils import checkpoint, cli, engines, folders, lora, models, state, tracking
 from utils.batches import Stream, loader
 from utils.data import Sample
+from utils.ending import DIVERGED
+from utils.losses import token_nll
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     Loss = Callable[[torch.nn.Module, Batch], torch.Tensor]
 
 FORGET = "forget"  # the phase that --max_forget_loss halts
-DIVERGED = 3  # exit code of a run whose loss is no longer finite
 
 
 @dataclass
@@ -132,6 +133,7 @@ class Trainer:
         self.partial = folders.partial_folder(args.save_dir)
         self.manifest = checkpoint.manifest(args, data, self.accelerator) | {"vanilla": self.vanilla}
         about = {name: self.manifest[name] for name in ("arguments", "processes", "data")}
+        about["inputs"] = state.inputs(args)
         self.state = state.State(args, self.accelerator, about)
         trained_weights = sum(p.numel() for p in trained)
         bits = lambda dtype: str(dtype).removeprefix("torch.")
@@ -273,7 +275,9 @@ class Trainer:
                 value = terms.sum() * (1.0 if counts else 0.0)
                 acc.backward(value)
             total, count = total + value.detach(), count + (terms.numel() if counts else 0)
-            nll += [batch.nll] if counts else []
+            if self.args.max_forget_loss and phase.name == FORGET:
+                found = self._nll(batch)
+                nll += [found] if counts else []
         total, count = acc.reduce(
             torch.stack([total.double(), total.new_tensor(count).double()]), "sum"
         ).tolist()
@@ -307,6 +311,16 @@ class Trainer:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return record | {"grad_norm": norm}
+
+    def _nll(self, batch: Batch) -> torch.Tensor:
+        """−log p of every labelled token, as the loss has found it, or asked again of a loss that is not made
+        of utils.losses."""
+        import torch
+
+        if batch.nll is None:
+            with torch.no_grad(), models.autocast(self.dtype):
+                token_nll(self.model, batch)
+        return batch.nll
 
     def _cross_entropy(self, nll: list[torch.Tensor]) -> float:
         """CE of a global batch: the mean over the labelled tokens of all its forwards and processes."""

@@ -27,7 +27,9 @@ from eval.answering.shared_prefix import (
     rows_at_once,
 )
 from utils.collate import Chat, Collator, adds_special_tokens, encode
+from utils.ending import NO_MEMORY, fail
 from utils.losses import label_logits
+from utils.models import first_line
 
 
 class Answerer:
@@ -64,7 +66,7 @@ class Answerer:
             return self.backend.answer(requests)
         except torch.OutOfMemoryError as why:
             if len(requests) == 1:
-                raise SystemExit(f"error: not even one question fits into the GPU's memory: {why}") from why
+                fail(f"not even one question fits into the GPU's memory: {first_line(why)}", NO_MEMORY)
             self.largest = len(requests) // 2
         # outside the handler, whose exception keeps the tensors of the failed batch alive
         torch.cuda.empty_cache()

@@ -222,6 +222,10 @@ def _ask(args, questions: list[Question], request: Callable, examples: Sequence[
     leaves them out."""
     from utils.fitting import Fitting, those_that_fit
 
+    notes = models.check_shapes(args.evaluated_model, "--evaluated_model", args.problems)
+    args.problems.stop()
+    for line in notes:
+        print(f"note: {line}")
     processor = models.load_processor(args.evaluated_model, args.original_model)
     fitting, requests, costs = Fitting(processor, args.evaluated_model), {}, {}
 

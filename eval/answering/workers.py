@@ -50,6 +50,14 @@ class Answered:
     cost: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Ended:
+    """Why a worker has ended itself, and its exit code (utils/ending.py)."""
+
+    line: str
+    code: int
+
+
 def pick_devices(gpus: Sequence[int]) -> list[str]:
     """One device per worker. Without a GPU as many CPU workers as GPUs were asked for, up to one per core.
 
@@ -62,7 +70,7 @@ def pick_devices(gpus: Sequence[int]) -> list[str]:
         return ["cpu"] * min(len(gpus), len(os.sched_getaffinity(0)))
     missing = [gpu for gpu in gpus if gpu >= there]
     if missing:
-        raise SystemExit(f"error: --gpus: there is no GPU {missing[0]}; this process sees {there}, from 0")
+        cli.fail(f"--gpus: there is no GPU {missing[0]}; this process sees {there}, from 0")
     return [f"cuda:{gpu}" for gpu in gpus]
 
 
@@ -173,12 +181,13 @@ def _received(pipe: Connection, number: int, processes: list) -> Answered | None
     except (EOFError, ConnectionResetError):
         processes[number].join()
         code = processes[number].exitcode
-        raise SystemExit(
-            f"error: worker {number} died (exit code {code}; -9: killed, perhaps for want of memory);"
-            " nothing is lost: run the same command again"
-        ) from None
-    if isinstance(message, str):
-        raise SystemExit(f"{message} (worker {number})")
+        cli.fail(
+            f"worker {number} died (exit code {code}; -9: killed, perhaps for want of memory);"
+            " nothing is lost: run the same command again",
+            code=1,
+        )
+    if isinstance(message, Ended):
+        cli.fail(f"{message.line} (worker {number})", message.code)
     return message and Answered(number, *message)
 
 
@@ -195,7 +204,7 @@ def _worker_process(pipe: Connection, setup: Setup, device: str, threads: int) -
             number, requests = task
             pipe.send((number, *worker.answer(requests)))
     except SystemExit as why:
-        pipe.send(str(why))
+        pipe.send(Ended(str(why), why.code))
     except (EOFError, BrokenPipeError):
         sys.exit(1)
 

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from eval.results.predictions import Prediction
 from utils import folders, jsonl
+from utils.ending import WRONG_INPUT
 
 if TYPE_CHECKING:
     import argparse
@@ -49,7 +50,12 @@ BACKOFF, LONGEST_PAUSE = 1.0, 120.0  # seconds before the first retry, doubled e
 
 
 class JudgeError(Exception):
-    """The run has to end: the cache cannot be used, or whatever else would be asked would fail as well."""
+    """The run has to end: the cache cannot be used, or whatever else would be asked would fail as well.
+    code: the exit code, 1 where the input need not be wrong."""
+
+    def __init__(self, line: str, code: int = WRONG_INPUT):
+        super().__init__(line)
+        self.code = code
 
 
 class Unscored(Exception):
@@ -100,14 +106,16 @@ class Cache:
 
     def __init__(self, path: Path) -> None:
         self.path, self.answers = path, {}
-        lines, rest = jsonl.read(path)
+        if path.exists() and not path.is_file():
+            raise JudgeError(f"--judge_cache: {path} is no file")
         try:
+            lines, rest = jsonl.read(path)
             for line in lines or [rest] * bool(rest):  # a lone rest is another's file: never shorten that
                 answer = JudgeAnswer(**json.loads(line))
                 if answer.score not in VALID.values():
                     raise ValueError(f"a score of {answer.score!r}")
                 self.answers[answer.key] = answer
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OSError) as error:
             raise JudgeError(f"--judge_cache: {path} is no file of a judge's answers ({error})") from error
 
     @contextmanager
@@ -217,7 +225,9 @@ async def ask_all(
                 row += 1
                 if row == IN_A_ROW:
                     flags = "--judge_url, --judge_model, --judge_body"
-                    raise JudgeError(f"{flags}: {row} questions in a row without a score: {why}") from why
+                    raise JudgeError(
+                        f"{flags}: {row} questions in a row without a score: {why}", code=1
+                    ) from why
             bar.update()
 
     headers = {"Authorization": f"Bearer {judge.secret}"} if judge.secret else {}
