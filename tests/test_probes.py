@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from conftest import RATIO, load_script, run_script
+from conftest import RATIO, load_script, picture_cell, read_table, run_script, write_table
 
 from eval.results.probes import Estimate, Row, findings, probe_rows, verdict
 
@@ -317,3 +317,42 @@ def test_facts_and_rings_are_counted_from_the_evaluations(models, monkeypatch, c
         or "damage" in rings["same answers, not shown"]["verdict"]
     )
     assert "forgotten pictures" in capsys.readouterr().out
+@pytest.fixture
+def two_views(nano, tmp_path):
+    """Nano CLEAR with another picture of everybody in the tables that are asked about."""
+    shutil.copytree(nano / "CLEAR", tmp_path / "data" / "CLEAR")
+    for name in ("forget10", "forget10_perturbed", "retain90", "retain_perturbed"):
+        rows = read_table(nano / "CLEAR" / name)
+        again = [
+            row | {"image": picture_cell(32 + k), "caption": f"{row['caption']} Again."}
+            for k, row in enumerate(rows)
+        ]
+        write_table(tmp_path / "data" / "CLEAR" / name, rows + again, like=nano / "CLEAR" / name)
+    return tmp_path / "data" / "CLEAR"
+
+
+def test_clear_is_probed_by_names_and_probabilities(two_views, tiny, tmp_path):
+    for name, source in (("vanilla", "llava"), ("unlearned", "other_llava"), ("retrained", "llava")):
+        shutil.copytree(tiny[source], tmp_path / name)
+        run_script(
+            "eval/CLEAR_eval.py", "--evaluated_model", tmp_path / name, "--data_split_dir", two_views,
+            "--forget_ratio", 10, "--mcq", "likelihood", "--splits", "forget,retain",
+            "--tasks", "classification,probability",
+        )  # fmt: skip
+    found = probe("picture", tmp_path, "--conditions", "blur,other_picture")
+    kinds = {(r["condition"], r["who"], r["task"]) for r in found["rows"]}
+    assert {
+        (c, w, "classification") for c in ("blur", "other_picture") for w in ("forget", "retain")
+    } <= kinds
+    assert {(w, "probability") for w in ("forget", "retain")} == {
+        k[1:] for k in kinds if k[2] == "probability"
+    }
+    assert all(condition == "blur" for condition, _, task in kinds if task == "probability")
+
+    module = load_script("eval/probes/relearn.py")
+    study = module.probe.Study(relearn_args(module, tmp_path))
+    lessons = module.Lessons(study)
+    taught, asked = lessons.samples("adjacent"), [q for q in study.questions if q.split == "forget"]
+    shown = {q.picture for q in asked if q.picture is not None}
+    assert taught and shown and not {s.picture for s in taught} & shown
+    assert not {s.answer for s in taught} & {q.truth for q in asked if q.task == "probability"}

@@ -231,8 +231,13 @@ class Study:
         wanted = lambda q: q.task in args.tasks and q.modality in modalities
         forget, retain = (list(filter(wanted, self.bench.questions(s, args.seed))) for s in args.splits)
         number = args.retain_people or len({q.person for q in forget})
-        people = sorted({q.person for q in retain}, key=lambda p: hashlib.sha256(p.encode()).digest())
-        questions = forget + [q for q in retain if q.person in set(people[:number])]
+        kinds: dict[str, set] = defaultdict(set)
+        for q in retain:
+            kinds[q.person].add((q.task, q.modality))
+        # whoever is asked about in most ways comes first: CLEAR has not all people in all of its tables
+        order = lambda person: (-len(kinds[person]), hashlib.sha256(person.encode()).digest())
+        people = set(sorted(kinds, key=order)[:number])
+        questions = forget + [q for q in retain if q.person in people]
         if not args.problems.lines:
             self.check_answered(questions)
         return questions

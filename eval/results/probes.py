@@ -150,6 +150,11 @@ class Finding:
     retain: Estimate | None = None
     values: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def asked(self) -> str:
+        """`image`, or `image, probability`"""
+        return ", ".join(filter(None, (self.modality, self.task.replace("classification", ""))))
+
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Finding:
         names = ("lost", "recovered", "reference", "beyond", "retain")
@@ -253,7 +258,7 @@ def table(found: Iterable[tuple[str, Finding]]) -> str:
     show = lambda estimate, number: estimate.text(number) if estimate else ""
     rows = [
         [
-            probe, f.condition, f.modality, f.n or "", show(f.lost, f.number), show(f.recovered, f.number),
+            probe, f.condition, f.asked, f.n or "", show(f.lost, f.number), show(f.recovered, f.number),
             show(f.reference, f.number), show(f.retain, f.number), f.verdict.rpartition(": ")[2],
         ]
         for probe, f in found
