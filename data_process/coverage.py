@@ -60,7 +60,7 @@ def print_coverage(report: dict[str, dict[str, dict]]) -> None:
 
 def heat_map(salient: dict[str, int], sizes: dict[str, int], part_of: dict[str, str], path: Path) -> None:
     """A PNG with one panel per stack of layers: rows are layers, columns modules, colour the share that is
-    salient.
+    salient, in one scale.
 
     A module's weight and bias count together; what lies outside the stacks is in coverage.json only.
     """
@@ -75,6 +75,7 @@ def heat_map(salient: dict[str, int], sizes: dict[str, int], part_of: dict[str, 
             cell[0] += salient[name]
             cell[1] += size
     width = max(len({module for _, module in cells}) for cells in stacks.values())
+    top = max(100 * count / size for cells in stacks.values() for count, size in cells.values())
     heights = [2 + 0.28 * len({layer for layer, _ in cells}) for cells in stacks.values()]
     figure = new_figure(3 + 0.55 * width, sum(heights))
     axes = figure.subplots(len(stacks), 1, height_ratios=heights, squeeze=False)
@@ -83,7 +84,7 @@ def heat_map(salient: dict[str, int], sizes: dict[str, int], part_of: dict[str, 
         shares = np.full((1 + max(layer for layer, _ in cells), len(modules)), np.nan)
         for (layer, module), (count, size) in cells.items():
             shares[layer, modules.index(module)] = 100 * count / size
-        image = axis.imshow(shares, cmap="viridis", vmin=0, aspect="auto")
+        image = axis.imshow(shares, cmap="viridis", vmin=0, vmax=top or 1, aspect="auto")
         axis.set_xticks(range(len(modules)), modules, rotation=40, ha="right", fontsize=7)
         axis.yaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_ylabel("layer")
@@ -106,11 +107,18 @@ def outside_layers(groups: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any
     return {name: entry for name, entry in groups.items() if name != "all" and not LAYER.fullmatch(name)}
 
 
-def layer_map(coverage: dict[str, dict[str, dict[str, Any]]]) -> Figure | None:
+def top_share(coverage: dict[str, dict[str, dict[str, Any]]]) -> float:
+    """The largest share of a layer in coverage.json, in percent; 0 where there is no layer."""
+    rows = (row for groups in coverage.values() for row in stacks(groups).values())
+    return max((share for row in rows for share in row.values()), default=0.0)
+
+
+def layer_map(coverage: dict[str, dict[str, dict[str, Any]]], top: float | None = None) -> Figure | None:
     """A heat map with one row per stack of layers and one cell per layer; None where there is no layer.
 
     coverage: {part: {group: {"share": 0..1}}} as in coverage.json. The colour is the share of weights that
-    are salient, from 0 to the largest of all cells, which also say it in percent.
+    are salient, from 0 to `top` percent, so that several maps have one scale; default: to the largest of all
+    cells, which also say it in percent.
     """
     found = {
         f"{part}: {name}": row for part, groups in coverage.items() for name, row in stacks(groups).items()
@@ -120,7 +128,7 @@ def layer_map(coverage: dict[str, dict[str, dict[str, Any]]]) -> Figure | None:
     from matplotlib.patches import Rectangle
 
     width = 1 + max(layer for row in found.values() for layer in row)
-    top = max(share for row in found.values() for share in row.values())
+    top = top_share(coverage) if top is None else top
     figure = new_figure(9, 0.45 + 0.62 * len(found))
     axes = figure.add_subplot()
     for place, (name, row) in enumerate(found.items()):

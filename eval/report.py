@@ -1,14 +1,17 @@
-r"""One HTML page from any number of result folders: table, plots, costs, and every answer of every method.
+r"""One HTML page from any number of result folders: what was forgotten, what it cost, and every answer.
 
-    python eval/report.py runs/nano/vanilla runs/nano/GA runs/nano/manifold --save_path runs/nano/report.html
+    python eval/report.py runs/nano --save_path runs/nano/report.html
     python eval/report.py runs/nano/vanilla runs/nano/GA --shot zero_shot --save_path report.html \
         --data_dir runs/nano/data/MLLMU-Bench
 
-The page is one file that opens from disk and loads nothing. It has the people to forget before and after, the
-table and plot of eval/table.py, bars per split, lines over forget ratios where a method has several, where
-the weights of a saliency mask lie, what training and evaluation cost, and all questions with portrait, truth
-and each method's answer side by side, to be filtered by split, task, modality, and by what changed against
-vanilla. The address of the page follows the filters, so a view can be linked.
+The page is one file that opens from disk and loads nothing. Its first screen says in words whether a method
+has forgotten and what that cost, beside the retrained model (docs/evaluation.md), with the trade-off of
+forget and retain VQA; below are all models as rows to sort, and one telling case. Folded are the people to
+forget before and after, the tables of eval/table.py, lines over forget ratios where a method has several,
+where the weights of a saliency mask lie, what training and evaluation cost, and all questions with portrait,
+truth and each method's answer side by side, to be filtered by split, task, modality, and by what changed
+against vanilla. The address of the page follows the filters, so a view can be linked. Printed are the first
+screen, the rows, the case, and what is unfolded.
 
 Portraits come from the benchmark's tables and are stored once each, as small pictures; where they cannot be
 read the page says so and goes without. A mask's coverage.json lies beside the mask that run.json of the model
@@ -20,22 +23,25 @@ from __future__ import annotations
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_process.coverage import layer_map
+from data_process.coverage import layer_map, top_share
 from eval.results import figures
-from eval.results.compare import blocks, split_order, splits_of, title, vanilla_row
+from eval.results.cards import about, cards, rows
+from eval.results.compare import blocks, reference_row, split_order, splits_of, title, vanilla_row
 from eval.results.portraits import Portrait, portraits
 from eval.results.predictions import Prediction
 from eval.results.read import Result, add_result_args, given_results, read_answers
 from eval.results.remarks import NANO_REMARK, remarks
+from eval.results.rings import truth_of
 from eval.results.runs import MaskUse, Run, cost_rows, load_runs, masks_of
-from eval.tasks import FACTUALITY, METRICS, TASKS, split_of
+from eval.results.verdicts import aims, gate_lines, gate_summary
+from eval.tasks import FACTUALITY, TASKS, split_of
 from utils import checkpoint, cli, folders
 
 if TYPE_CHECKING:
@@ -125,6 +131,42 @@ def pictures_of(cases: Sequence[Case]) -> list[Portrait]:
     return list(dict.fromkeys(case.portrait for case in cases if case.portrait))
 
 
+def telling(cases: Sequence[Case], results: Sequence[Result]) -> dict[str, int] | None:
+    """The places of one question that tells methods apart, and of the same fact asked in words where it was.
+
+    Multiple choice about a picture to forget, right by vanilla, wrong by the retrained model, and not alike
+    by the methods; this suite's is wrong if any is so. None where there is no such question.
+    """
+    vanilla = next((i for i, r in enumerate(results) if r.is_vanilla and reference_row(r, results)), None)
+    if vanilla is None:
+        return None
+    retrained = results.index(reference_row(results[vanilla], results))
+    methods = [i for i, r in enumerate(results) if not (r.is_vanilla or r.is_reference)]
+    own = [i for i in methods if results[i].is_own]
+    facts = {_fact(case.asked): place for place, case in enumerate(cases) if case.asked.modality == "text"}
+    best, chosen = -1, None
+    for place, case in enumerate(cases):
+        right = [answer and answer.correct for answer in case.answers]
+        asked = case.asked
+        if not (split_of(asked.split).forgets and asked.modality == "image" and asked.options):
+            continue
+        if not right[vanilla] or right[retrained] is not False or len({right[i] for i in methods}) < 2:
+            continue
+        words = facts.get(_fact(asked))
+        kept = words is not None and all(
+            cases[words].answers[i] and cases[words].answers[i].correct for i in own
+        )
+        score = 2 * any(right[i] is False for i in own) + kept
+        if score > best:
+            best, chosen = score, {"picture": place} | ({} if words is None else {"text": words})
+    return chosen
+
+
+def _fact(asked: Prediction) -> tuple[str, str, str]:
+    """What a question asks for: a right answer about a person, in one task."""
+    return asked.person, asked.task, truth_of(asked)
+
+
 # ---------------------------------------------------------------- the page
 def page_data(
     results: Sequence[Result], cases: Sequence[Case], found: dict[Portrait, str], limit: int
@@ -142,14 +184,18 @@ def page_data(
         about = [getattr(case.asked, name) for name in names]
         rows.append([*about, place.get(case.portrait), answers])
     compared = [r if r.is_vanilla else vanilla_row(r, results) for r in results]
+    retrained = [reference_row(r, results) for r in results]
     return {
         "methods": [result.label for result in results],
         "scores": {name: task.short for name, task in TASKS.items() if task.means},
         # place of the row to compare with; a vanilla row points to itself
         "vanilla": [row and results.index(row) for row in compared],
+        "retrained": [row and results.index(row) for row in retrained],
+        "forgets": [split for split in splits_of(results) if split_of(split).forgets],
         "pictures": list(found.values()),
         "cases": rows,
         "people": [{**person, "picture": place.get(person["picture"])} for person in people(cases, limit)],
+        "telling": telling(cases, results),
     }
 
 
@@ -161,31 +207,27 @@ def answer_row(answer: Prediction) -> list:
 
 
 def plots(results: Sequence[Result], masks: Sequence[MaskUse]) -> dict[str, Any]:
-    """The figures of the page as inline SVG: "tradeoff" and "ratios", "" where there is none; "bars": those
-    of each split; "masks": one per mask."""
-    trade_off, ratios = figures.tradeoff_plot(results), figures.ratio_plot(results)
-    bars = [(split, figures.bar_plot(results, split)) for split in splits_of(results)]
-    maps = [layer_map(use.coverage) for use in masks]
+    """The figures of the page as inline SVG: "tradeoff" for wide screens and "tradeoff_small" for phones, and
+    "ratios", "" where there is none; "masks": one per mask, in one scale."""
+    titles, top = (
+        figures.tradeoff_titles(results),
+        max(map(top_share, (use.coverage for use in masks)), default=0),
+    )
+    wide = figures.tradeoff_plot(results, width=5.6, height=4.1, size=9)
+    small = figures.tradeoff_plot(results, width=3.7, height=2.55, size=8)
     return {
-        "tradeoff": _svg(trade_off, "tradeoff"),
-        "ratios": _svg(ratios, "ratios"),
-        "bars": [
-            {
-                "title": split_of(split).title,
-                "names": [figures.bar_name(split, key) for key in figures.bars(results, split)],
-                "svg": _svg(figure, f"bars-{place}"),
-            }
-            for place, (split, figure) in enumerate(bars)
-            if figure
-        ],
-        "masks": [_svg(figure, f"mask-{place}") for place, figure in enumerate(maps)],
+        "tradeoff": _svg(wide, "tradeoff", titles),
+        "tradeoff_small": _svg(small, "tradeoff-small", titles),
+        "tradeoff_text": "; ".join(titles.values()),
+        "ratios": _svg(figures.ratio_plot(results), "ratios"),
+        "masks": [_svg(layer_map(use.coverage, top), f"mask-{place}") for place, use in enumerate(masks)],
     }
 
 
-def _svg(figure: Figure | None, name: str) -> Markup:
+def _svg(figure: Figure | None, name: str, titles: Mapping[str, str] | None = None) -> Markup:
     from markupsafe import Markup
 
-    return Markup(figures.svg(figure, name) if figure else "")
+    return Markup(figures.svg(figure, name, titles) if figure else "")
 
 
 def render(
@@ -199,8 +241,7 @@ def render(
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     results = [run.result for run in runs]
-    forget = [result.entry("forget", METRICS["vqa"]) for result in results]
-    tables = blocks(results)
+    tables, told = blocks(results), [*gate_lines(results), *remarks(results)]
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent),
         autoescape=True,
@@ -211,7 +252,13 @@ def render(
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
     return environment.get_template(TEMPLATE.name).render(
         title=title(results),
-        remarks=remarks(results),
+        about=about(runs),
+        gate=gate_summary(results),
+        cards=cards(runs, masks),
+        aims=aims(results),
+        rows=rows(results),
+        warnings=[line.removeprefix("warning: ") for line in told if line.startswith("warning")],
+        remarks=[line for line in told if not line.startswith("warning")],
         nano_remark=NANO_REMARK if any(result.is_nano for result in results) else "",
         results=results,
         blocks=tables,
@@ -221,12 +268,11 @@ def render(
         masks=masks,
         costs=cost_rows(runs, masks),
         cases=len(cases),
-        forget_questions=max((entry["total"] for entry in forget if entry), default=0),
         forget_people=len({case.asked.person for case in cases if case.asked.split == "forget"}),
         people_shown=limit,
         pictures_wanted=len(pictures_of(cases)),
         pictures_found=len(found),
-        splits=list(dict.fromkeys(case.asked.split for case in cases)),
+        splits={split: split_of(split).title for split in dict.fromkeys(case.asked.split for case in cases)},
         tasks=list(dict.fromkeys(case.asked.task for case in cases)),
         modalities=list(dict.fromkeys(case.asked.modality for case in cases)),
         data=page_data(results, cases, found, limit),

@@ -222,10 +222,9 @@ def _caption(results: Sequence[Result], italics: bool) -> str:
 
 def main(args: argparse.Namespace) -> None:
     results = given_results(args)
-    if args.plot and results and tradeoff(results).empty:
-        args.problems.add(
-            "--plot: needs a vanilla row and the forget and retain splits (multiple choice) of each method"
-        )
+    drawn = {standing.result for standing in tradeoff(results)}
+    if args.plot and results and not drawn:
+        args.problems.add("--plot: no row has multiple choice about pictures of both forget and retain")
     for flag, suffix in (
         ("csv", ".csv"),
         ("long", ".csv"),
@@ -256,11 +255,10 @@ def main(args: argparse.Namespace) -> None:
     if args.markdown:
         checkpoint.write_whole(Path(args.markdown), markdown(results).encode())
     if args.plot:
-        tradeoff_plot(results).savefig(drawn := io.BytesIO(), format="png")
-        checkpoint.write_whole(Path(args.plot), drawn.getvalue())
-        left_out = [r.label for r in results if r.label not in tradeoff(results).index]
-        if left_out:
-            print(f"Not in the plot, for want of a vanilla or of a number: {', '.join(left_out)}")
+        tradeoff_plot(results, heading=title(results)).savefig(picture := io.BytesIO(), format="png")
+        checkpoint.write_whole(Path(args.plot), picture.getvalue())
+        if left_out := [result.label for result in results if result not in drawn]:
+            print(f"Not in the plot, for want of a number: {', '.join(left_out)}")
     written = [path for path in (args.csv, args.long, args.latex, args.markdown, args.plot) if path]
     if written:
         print("Wrote " + ", ".join(written))

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import pytest
+import test_verdicts as verdicts
 from conftest import ROOT, jsonl, write_table
 from test_metrics import prediction
 
@@ -23,6 +24,7 @@ from eval.results.predictions import Prediction
 from eval.results.read import load_results
 from eval.results.remarks import remarks
 from eval.results.summary import summarise
+from eval.results.verdicts import findings
 from eval.tasks import METRICS
 from utils.cli import Problems
 
@@ -210,7 +212,7 @@ def test_numbers_differences_and_intervals_are_those_of_the_results(runs):
             for text, cell in zip(row[1:], cells, strict=True):
                 parts = (cell.value, cell.count, cell.interval, cell.difference, cell.difference_interval)
                 assert " ".join(text.split()) == " ".join(part for part in parts if part)
-    row = page.table("GA")
+    row = {cells[0]: [" ".join(cell.split()) for cell in cells[1:]] for cells in shown[0]}
     assert row["GA"][0] == "0.0 0/2, 2 unreadable [12.3, 45.6] -100.0 [-100.0, -100.0]"
     assert "95 % bootstrap intervals over people" in page.words
 
@@ -236,44 +238,95 @@ def test_an_unclear_difference_has_no_colour_and_small_splits_are_told(runs, mad
     assert found.difference == -10 and found.interval == [-30.0, 0.0]
     assert re.search(r'class="difference">-10\.0 <span class="interval">\[-30\.0, 0\.0\]', text)
     warnings = [line for line in remarks(results) if line.startswith("warning: retain")]
-    assert len(warnings) == 1 and " ".join(warnings[0].split()) in page.words
+    assert len(warnings) == 1 and " ".join(warnings[0].removeprefix("warning: ").split()) in page.words
     # where all are worse, the colour says so
     for verdict in ("better", "worse"):
         assert f'class="difference {verdict}">-100.0' in made[0]
 
 
-def test_bars_of_each_split_show_the_results_numbers(untouched, made):
-    text, page = made
-    results = loaded(untouched)
-    for place, split in enumerate(("forget", "test", "retain")):
-        rows = figures.bars(results, split)
-        assert list(rows) == ["vqa", "qa"]
-        for key, row in rows.items():
-            assert [bar.value for bar in row] == [result.value(split, key) for result in results]
-            assert [bar.interval for bar in row] == [r.interval(split, METRICS[key]) for r in results]
-        svg = text[text.index(f'id="bars-{place}-figure_1"') :].split("</svg>")[0]
-        numbers = re.findall(r">(\d+\.\d)</text>", svg)
-        assert numbers == [f"{bar.value:.1f}" for row in rows.values() for bar in row]
-        assert all(f">{label}</text>" in svg for label in LABELS)
-    assert figures.bar_name("forget", "vqa") == "VQA % ↓" and "VQA % ↑" in page.words
-    # a whisker is one line with two ends, and there is none where the interval is not known
-    (without, *_), (bar, *_) = figures.bars(results, "retain").values()
-    assert without.interval is None and bar.interval is None  # one person
-    svg = figures.svg(figures.bar_plot(results, "retain"), "x")
-    assert len(re.findall('id="x-line2d_', svg)) < len(
-        re.findall('id="x-line2d_', figures.svg(figures.bar_plot(results, "forget"), "x"))
+# ---------------------------------------------------------------- the first screen
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """Results, Page and text of made-up evaluations with a retrained model; 12 people to forget."""
+    folder = tmp_path_factory.mktemp("told")
+    for place, (name, right) in enumerate(verdicts.WORDS.items()):
+        verdicts.evaluated(folder / name, right, seconds=60.0 * place + 5)
+    change(folder / "mask/run.json", seconds=20.0, peak_memory_bytes=10**6)
+    change(folder / "mask/coverage.json", **COVERAGE)
+    path = folder / "manifold/run.json"
+    about = {"grad_mask_path": str(folder / "mask/mllmu_both_mask.pt"), "model_id": "hub/llava-1.5-7b"}
+    change(path, arguments=about)
+    return folder, *make(folder, methods=("",))
+
+
+def test_a_verdict_per_method_with_intervals(told):
+    folder, text, page = told
+    results = loaded(folder, "")
+    first = text[: text.index('id="rows"')]
+    assert re.findall(r"<option>(\w+)</option>", first) == ["MMUnlearner", "GA", "KL_Min"], (
+        "this suite's first"
     )
+    assert (
+        "MMUnlearner forgot the pictures as if never seen; it damaged pictures of people outside."
+        in page.words
+    )
+    card = page.table("Pictures of people outside")
+    assert card["Their pictures, as trained on"] == ["100 → 20 %", "-5 [-18, 8] to retrained 25", "as wanted"]
+    assert card["Pictures of people outside"] == ["100 → 80 %", "-20 [-30, -10] to vanilla", "damage"]
+    assert "Time: 3 min 25 s with its mask; retraining: 4 min 5 s." in page.words
+    assert "12 of 42 people to forget" in page.words and "model hub/llava-1.5-7b" in page.words
+    assert "There are 75 points [67, 85] to forget in pictures" in page.words
+    words = {f.word for r in results[1:4] for f in findings(r, results)}
+    assert words == {"too far", "not yet", "at its level", "kept", "damage"}
+    for word in ("too far", "not yet", "damage"):
+        assert f'<span class="word unwanted">{word}</span>' in text
+    assert '<span class="word wanted">kept</span>' in text
 
 
-def test_where_no_text_question_is_multiple_choice_qa_is_rouge(untouched):
-    results = loaded(untouched)
-    for result in results:
-        for tasks in result.splits.values():
-            del tasks["classification"]["text"]
-    rows = figures.bars(results, "forget")
-    assert list(rows) == ["vqa", "generation_text"]
-    assert [bar.value for bar in rows["generation_text"]] == [100, 25, 100]
-    assert figures.bar_name("forget", "generation_text") == "QA (ROUGE-L × 100) ↑"
+def test_rows_say_what_each_model_answers_and_words_only_of_methods(told):
+    _, text, page = told
+    rows = page.table("retrained")
+    assert rows["GA"][0] == "0 [0, 0] too far" and rows["GA"][3] == "50 [47, 53] damage"
+    assert rows["vanilla"][0] == "100 [100, 100]" and rows["retrained"][1] == "25 [20, 30]"
+    table = text[text.index('id="rows"') : text.index("</table>", text.index('id="rows"'))]
+    names = re.findall(r'<td data-name="([^"]+)" data-value="[\d.]+"', table)
+    assert len(names) == 5 * 6 and names[:6] == names[6:12], "for phones, where a row is a card"
+
+
+def test_the_plot_says_its_numbers_on_hover_and_in_words(told):
+    folder, text, _ = told
+    said = figures.tradeoff_titles(loaded(folder, ""))["point-3"]
+    assert re.fullmatch(r"MMUnlearner: forget VQA 20\.0 % \[.*\], retain VQA 100\.0 % \[.*\]", said)
+    assert text.count(f"<title>{said}</title>") == 2, "on the wide and on the small plot"
+    assert len(re.findall(f'role="img" aria-label="Trade-off. [^"]*{re.escape(said)}', text)) == 2
+
+
+def test_a_telling_case_is_one_in_which_methods_differ(told):
+    folder, _, page = told
+    chosen = page.data["telling"]
+    answers = page.data["cases"][chosen["picture"]][9]
+    right = dict(zip(page.data["methods"], [answer[2] for answer in answers], strict=True))
+    assert right["vanilla"] and not right["retrained"] and not right["MMUnlearner"] and right["KL_Min"]
+    assert page.data["cases"][chosen["text"]][4] == "text"
+    assert page.data["retrained"] == [4] * 5 and page.data["forgets"] == ["forget", "test"]
+    cases = report.load_cases(loaded(folder, "vanilla", "GA", "retrained"), Problems())
+    assert report.telling(cases, loaded(folder, "vanilla", "GA", "retrained")) is None, "one method alone"
+
+
+def test_rouge_stands_beside_the_retrained_models(tmp_path):
+    for name in ("vanilla", "GA", "retrained"):
+        verdicts.evaluated(tmp_path / name, verdicts.WORDS[name], "generation", benchmark="CLEAR")
+    text, page = make(tmp_path, methods=("",))
+    assert "1.00 → 1.00 R-L" in page.words and "to vanilla, retrained 1.00" in page.words
+    assert "(retrained 1.000)" in text[text.index('id="numbers"') :]
+
+
+def test_less_than_the_retrained_model_knows_is_not_called_better(told):
+    folder, *_ = told
+    made = {block.title: block for block in blocks(loaded(folder, ""))}
+    cells = [row[0] for row in made["forget"].cells]  # vanilla, GA, KL_Min, MMUnlearner, retrained
+    assert [cell.verdict for cell in cells] == ["", "", "better", "", "better"]
+    assert made["retain"].cells[1][0].verdict == "worse"
 
 
 def test_figures_are_in_the_pages_colours_and_refer_to_themselves(runs):
@@ -283,7 +336,7 @@ def test_figures_are_in_the_pages_colours_and_refer_to_themselves(runs):
     used = re.findall(r'(?:href="#|url\(#)([^")]+)', text.split('id="data"')[0])
     assert len(used) > 20 and set(used) <= set(page.ids)
     svgs = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
-    assert len(svgs) == 5  # three splits, the trade-off, the mask
+    assert len(svgs) == 3  # the trade-off, wide and small, and the mask
     for svg in svgs:
         assert "currentColor" in svg and "xmlns" not in svg
         # white and transparent frames are never painted
@@ -489,8 +542,10 @@ def test_every_filter_of_the_form_is_read_and_linked(made):
     assert re.findall(r'const FIELDS = \["(.*)"\]', text)[0].split('", "') == fields
     assert {"split", "task", "modality", "change", "method", "text"} == set(fields)
     assert re.findall(r"<option>([^<]*)</option>", form) == [
-        *("forget", "test", "retain"), *("classification", "cloze", "generation"), *("image", "text"),
-        *("GA", "MMUnlearner"),
+        *("classification", "cloze", "generation"), *("image", "text"), *("GA", "MMUnlearner"),
+    ]  # fmt: skip
+    assert re.findall(r'<option value="(\w+)">', form) == [
+        *("forget", "test", "retain"), *("lost", "gained", "wanted", "unwanted", "differ"),
     ]  # fmt: skip
 
 
@@ -567,11 +622,24 @@ def test_questions_that_differ_are_not_put_side_by_side(runs):
     assert there == [[True, False, True], [False, True, False]]
 
 
-def test_without_vanilla_there_is_no_plot_but_a_page(untouched):
+def test_without_vanilla_and_retrained_there_is_a_page(untouched):
     text, page = make(untouched, methods=("GA", "manifold"))
-    assert not any(name.startswith("tradeoff") for name in page.ids)
-    assert "No plot" in text and "No vanilla row" in text
-    assert page.data["vanilla"] == [None, None]
+    assert "No vanilla row" in text and "No vanilla and retrained model" in text
+    assert page.data["vanilla"] == page.data["retrained"] == [None, None] and page.data["telling"] is None
+    assert "MMUnlearner is not compared with a retrained model" in page.words
+
+
+def test_without_a_method_or_without_pictures_there_is_a_page(runs):
+    assert "No method among the rows" in make(runs, methods=("vanilla",))[0]
+    for result in loaded(runs):
+        for tasks in result.splits.values():
+            tasks["classification"].pop("image")
+        change(result.folder / "results.json", splits=result.splits)
+        for file in result.folder.glob("predictions_*"):
+            lines = [x for x in jsonl(file) if x["task"] != "classification" or x["modality"] == "text"]
+            file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text, page = make(runs)
+    assert "No plot: it needs" in text and not any(name.startswith("tradeoff") for name in page.ids)
 
 
 def test_all_mistakes_at_once(runs, capsys):

@@ -18,6 +18,7 @@ from eval.results.remarks import remarks
 from eval.results.summary import summarise
 from eval.tasks import METRICS
 from utils.cli import Problems
+from utils.figures import new_figure
 
 
 def count(correct, total):
@@ -385,12 +386,14 @@ def test_predictions_that_cannot_be_read_are_told(pair, capsys):
 
 # ---------------------------------------------------------------- plot, vanilla, warnings
 def test_plot_and_tradeoff(runs, capsys):
-    points = tradeoff(load(*three(runs)))
-    assert points.loc["vanilla"].tolist() == [0.0, pytest.approx((56 + 48 + 52.8) / 3, abs=1e-3), True]
-    assert points.loc["GA_Diff", "forgetting"] == 20.0
-    assert points.loc["GA_Diff", "retention"] == pytest.approx((40 + 32.8 + 35.2) / 3, abs=1e-3)
-    run(capsys, *three(runs), "--plot", runs / "tradeoff.png")
+    """One measure an axis: forget VQA and retain VQA, as they are in the table."""
+    points = {row.result.label: row for row in tradeoff(load(*three(runs)))}
+    assert (points["GA_Diff"].forget.value, points["GA_Diff"].retain.value) == (31.2, 32.8)
+    assert points["vanilla"].text == "vanilla: forget VQA 51.2 %, retain VQA 48.0 %"
+    write(runs / "part", splits={"forget": {"classification": {"image": count(3, 10)}}})
+    out = run(capsys, *three(runs), runs / "part", "--plot", runs / "tradeoff.png")
     assert (runs / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
+    assert "Not in the plot, for want of a number: part" in out
 
 
 def test_plot_names_every_point_and_survives_odd_names(tmp_path):
@@ -399,22 +402,27 @@ def test_plot_names_every_point_and_survives_odd_names(tmp_path):
         write(tmp_path / name, forget=(40, 60))
     figure = tradeoff_plot(load(*sorted(tmp_path.iterdir())))
     axes = figure.axes[0]
-    named = {text.get_text(): text.get_window_extent() for text in axes.texts}
-    assert {"vanilla", r"lr_$\frac$", "lr_$_{", "same", "better"} <= set(named)
+    named = {text.get_text(): text.get_window_extent() for text in axes.texts if text.get_text()}
+    assert set(named) == {"vanilla", r"lr_$\frac$", "lr_$_{", "same"}
     boxes = list(named.values())
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    assert "points" in axes.get_xlabel() and "%" in axes.get_ylabel()
+    assert "forget VQA, %" in axes.get_xlabel() and axes.get_ylabel() == "retain VQA, %"
+    assert axes.get_xlim()[0] > axes.get_xlim()[1], "fewer known to the right"
 
 
-def test_tradeoff_of_clear_takes_rouge_for_qa(tmp_path):
-    def clear(vqa, text):
-        both = {"classification": {"image": count(vqa, 100)}, "generation": {"text": score(text)}}
-        return {"forget": both, "retain": both}
-
-    write(tmp_path / "vanilla", splits=clear(60, 0.4), benchmark="CLEAR")
-    write(tmp_path / "GA", splits=clear(30, 0.3), benchmark="CLEAR")
-    points = tradeoff(load(tmp_path / "vanilla", tmp_path / "GA"))
-    assert points.loc["GA", ["forgetting", "retention"]].tolist() == [30.0, pytest.approx(30.0)]
+def test_plot_shows_the_retrained_models_level_and_chance(tmp_path):
+    splits = {
+        split: {
+            "classification": {"image": count(right, 100) | {"chance": 25.0, "interval": [right - 9, 99]}}
+        }
+        for split, right in (("forget", 30), ("retain", 90))
+    }
+    write(tmp_path / "reference", splits=splits, trained={"script": "MLLMU_reference.py"})
+    axes = tradeoff_plot(load(tmp_path / "reference")).axes[0]
+    (band,) = axes.patches
+    assert sorted((band.get_x(), band.get_x() + band.get_width())) == [21, 99]
+    assert {"chance", "retrained level"} < {text.get_text() for text in axes.texts}
+    assert [line.get_xdata() for line in axes.lines if line.get_linestyle() == ":"] == [[25.0, 25.0]]
 
 
 def test_vanilla_by_flag_is_added_and_only_it_counts(runs, capsys):
@@ -430,9 +438,10 @@ def test_without_vanilla_one_line_says_so(runs, capsys):
     out = run(capsys, runs / "GA_Diff", runs / "manifold")
     assert out.count("No vanilla row") == 1
     assert "31.2 (39/125) |" in out
+    write(runs / "part", splits={"forget": {"classification": {"image": count(3, 10)}}})
     with pytest.raises(SystemExit):
-        run(capsys, runs / "GA_Diff", "--plot", runs / "x.png")
-    assert "--plot: needs a vanilla row" in capsys.readouterr().err
+        run(capsys, runs / "part", "--plot", runs / "x.png")
+    assert "--plot: no row has multiple choice about pictures" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -459,13 +468,15 @@ def test_other_question_counts_are_warned_about(runs, capsys):
     assert "question counts than vanilla in part" in run(capsys, *three(runs), runs / "part")
 
 
-def test_nano_is_named(tmp_path, capsys):
+def test_nano_is_named(tmp_path, capsys, monkeypatch):
     write(tmp_path / "vanilla", benchmark="nano MLLMU-Bench")
     out = run(capsys, tmp_path / "vanilla", "--latex", tmp_path / "t.tex")
     assert "**nano MLLMU-Bench" in out and "Nano numbers" in out
     assert "nano MLLMU-Bench" in (tmp_path / "t.tex").read_text(encoding="utf-8")
-    title = tradeoff_plot(load(tmp_path / "vanilla")).axes[0].get_title(loc="left")
-    assert title.startswith("nano MLLMU-Bench")
+    drawn = []
+    monkeypatch.setattr(table, "tradeoff_plot", lambda *_, heading: drawn.append(heading) or new_figure(1, 1))
+    run(capsys, tmp_path / "vanilla", "--plot", tmp_path / "t.png")
+    assert drawn[0].startswith("nano MLLMU-Bench")
 
 
 def test_several_evaluations_of_one_model(runs):

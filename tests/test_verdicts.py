@@ -201,7 +201,7 @@ def test_the_compact_table(runs, capsys):
         "MMUnlearner 20 27 98 100 100 80 at its level 3 min 5 s",
         "retrained 25 25 100 100 100 100 – 4 min 5 s",
     ]
-    assert "To forget in pictures, vanilla − retrained: VQA 75" in out
+    assert "There are 75 points [67, 85] to forget in pictures (vanilla 100, retrained 25)." in out
     assert "% right of 4 options (chance 25); one forget question is 1.67 points." in out
     assert "MMUnlearner answers pictures" in out and "GA knows" not in out
     assert "|" not in out, "the wide tables are not printed"

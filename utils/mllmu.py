@@ -28,9 +28,9 @@ class MLLMUBench(Bench):
     PERSON, TABLES = "ID", r"(Full|Test|Retain|World)_Set|ft_Data|(forget|retain)_\d+"
     SPLITS = (
         FORGET,
-        Split("test", forgets=True, about="test (forget people, other pictures)"),
+        Split("test", forgets=True, about="test (other pictures of the people to forget)"),
         RETAIN,
-        Split("real", about="real celebrities"),
+        Split("real", about="real (people outside, whom no method is shown)"),
         Split("world", about="the world (pictures and text, nobody known)", table="World_Set"),
     )
     TASKS = ("classification", "generation", "cloze")

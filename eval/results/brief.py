@@ -12,7 +12,7 @@ from eval.results.figures import shortened
 from eval.results.read import Result
 from eval.results.remarks import FEW_PEOPLE, NANO_REMARK
 from eval.results.runs import MaskUse, Run, time_text, training_seconds
-from eval.results.verdicts import Aim, aims, findings, gate_lines, sentence, standing
+from eval.results.verdicts import Aim, aims, findings, gate_summary, sentence, standing
 from eval.tasks import METRICS
 
 WIDTH = 100  # columns of a terminal that nothing may be wider than
@@ -45,7 +45,7 @@ def _of_setting(runs: Sequence[Run], masks: Sequence[MaskUse]) -> str:
         shown = shown[:-1]  # from the right: people outside first
         table = _table(runs, masks, shown)
     chosen = spoken_for(results)
-    told = [*gate_lines(results), *meaning(results, shown), *(sentence(r, results) for r in chosen)]
+    told = [*gate_summary(results), *meaning(results, shown), *(sentence(r, results) for r in chosen)]
     top = fill(about(results), WIDTH)
     return "\n".join([top, "", table, "", *(fill(line, WIDTH) for line in told if line)])
 
@@ -59,7 +59,7 @@ def about(results: Sequence[Result]) -> str:
 def spoken_for(results: Sequence[Result]) -> list[Result]:
     """Whom a verdict is given on: this suite's method, or every method where it is not among the rows."""
     methods = [r for r in results if not (r.is_vanilla or r.is_reference)]
-    return [r for r in methods if r.label.startswith("MMUnlearner")] or methods
+    return [r for r in methods if r.is_own] or methods
 
 
 def _table(runs: Sequence[Run], masks: Sequence[MaskUse], shown: Sequence[Aim]) -> str:

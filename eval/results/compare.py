@@ -177,7 +177,8 @@ def doubt(cell: dict[str, float], metric: Metric) -> str | None:
 class Cell:
     """One cell as text: `31.2`, `39/125, 7 unreadable`, `[23.2, 40.0]`, `-20.0`, `[-28.0, -12.0]`.
 
-    `verdict`: whether the difference is in the wanted direction; `unclear`: whether its interval holds 0.
+    `verdict`: whether the difference is in the wanted direction, "" also where less is known of what is to be
+    forgotten than by the retrained model; `unclear`: whether its interval holds 0.
     As a string it has one interval, that of the difference, or of the value where there is no difference.
     """
 
@@ -208,14 +209,33 @@ def blocks(results: Sequence[Result]) -> list[Block]:
     out = []
     for split in splits_of(results):
         metrics = [m for m in METRICS.values() if any(r.entry(split, m) for r in results)]
-        headers = [f"{m.title} {arrow(split, m)}" for m in metrics]
-        cells = [[_text(cell_numbers(r, results, split, m), split, m) for m in metrics] for r in results]
+        headers = [f"{m.title} {arrow(split, m)}{_beside(results, split, m)}" for m in metrics]
+        cells = [
+            [
+                _text(cell_numbers(r, results, split, m), split, m, _retrained(results, split, m))
+                for m in metrics
+            ]
+            for r in results
+        ]
         if metrics:
             out.append(Block(split_of(split).title, headers, cells))
     return out
 
 
-def _text(cell: dict[str, float], split: str, metric: Metric) -> Cell:
+def _retrained(results: Sequence[Result], split: str, metric: Metric) -> float | None:
+    """The number of the first retrained row that a row is compared with."""
+    row = next((ref for r in results if (ref := reference_row(r, results))), None)
+    return row and row.value(split, metric.key)
+
+
+def _beside(results: Sequence[Result], split: str, metric: Metric) -> str:
+    """ROUGE of a whole sentence never stands alone: what the retrained model has, who knows the words of the
+    sentence and nothing else."""
+    value = _retrained(results, split, metric) if metric.number == "rougeL" else None
+    return "" if value is None else f" (retrained {value:.{metric.digits}f})"
+
+
+def _text(cell: dict[str, float], split: str, metric: Metric, retrained: float | None) -> Cell:
     if not cell:
         return Cell()
     value = f"{cell['value']:.{metric.digits}f}"
@@ -228,7 +248,9 @@ def _text(cell: dict[str, float], split: str, metric: Metric) -> Cell:
     if is_zero(cell["difference"], metric):
         return Cell(value, count, own, f"±{0:.{metric.digits}f}", between)
     better = (cell["difference"] < 0) == lower_is_better(split, metric)
-    verdict, unclear = "better" if better else "worse", doubt(cell, metric) == "unclear"
+    too_far = lower_is_better(split, metric) and retrained is not None and cell["value"] < retrained
+    verdict = "" if too_far else "better" if better else "worse"
+    unclear = doubt(cell, metric) == "unclear"
     return Cell(value, count, own, f"{cell['difference']:+.{metric.digits}f}", between, verdict, unclear)
 
 

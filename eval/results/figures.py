@@ -1,35 +1,39 @@
-"""The figures of eval/report.py: bars per split, lines over forget ratios, and the trade-off, which
-eval/table.py draws too. Where a mask's weights lie is drawn by data_process/coverage.py.
+"""The figures of eval/report.py: lines over forget ratios, and the trade-off, which eval/table.py draws too.
+Where a mask's weights lie is drawn by data_process/coverage.py.
 
-Figures are drawn in fixed colours. `svg` makes
-inline SVG of one and puts CSS variables of the page in the place of the colours: the same drawing serves
-light, dark and print. No text is read as TeX, so any folder name is safe.
+Figures are drawn in fixed colours. `svg` makes inline SVG of one and puts CSS variables of the page in the
+place of the colours: the same drawing serves light, dark and print. What an artist's gid is given a title for
+says it on hover. No text is read as TeX, so any folder name is safe.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_process.coverage import HEAT
-from eval.results.compare import title, vanilla_row
-from eval.results.read import Result
+from eval.results.read import Result, known_name
 from eval.tasks import METRICS, arrow
 from utils.figures import INK, new_figure, plain
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # light and dark values of the variables are in the template; these are drawn, and never shown
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#b0568f", "#8a6d00", "#56b4e9", "#7b5fd0")
-CARD = "#fefefe"
-COLOURS = {INK: "currentColor", HEAT: "var(--heat)", CARD: "var(--card)"} | {
-    colour: f"var(--s{i})" for i, colour in enumerate(SERIES)
+CARD, SOFT, ACCENT = "#fefefe", "#5d646e", "#2b5c9f"
+PAGE = {
+    INK: "currentColor",
+    HEAT: "var(--heat)",
+    CARD: "var(--card)",
+    SOFT: "var(--soft)",
+    ACCENT: "var(--accent)",
 }
+COLOURS = PAGE | {colour: f"var(--s{i})" for i, colour in enumerate(SERIES)}
 MARKERS = "osD^vPX*"
 DASHES = ("-", "--", "-.", ":")
 TAG = re.compile(r"<[^>]+>")
@@ -39,10 +43,11 @@ NAMESPACE = re.compile(r' xmlns(:\w+)?="[^"]*"')  # HTML needs none, and so no a
 PANELS = (("forget", "vqa"), ("forget", "qa"), ("retain", "vqa"), ("retain", "qa"), ("test", "vqa"))
 
 
-def svg(figure: Figure, name: str) -> str:
+def svg(figure: Figure, name: str, titles: Mapping[str, str] | None = None) -> str:
     """The figure as an <svg> element in the page's colours. `name` is in all its ids: a page holds several
-    figures, and what one refers to must not be found in another."""
+    figures, and what one refers to must not be found in another. titles: {gid: what it says on hover}."""
     import matplotlib
+    from markupsafe import escape
 
     buffer = io.StringIO()
     # text stays text, and ids come from a fixed salt: the same results give the same page
@@ -52,7 +57,11 @@ def svg(figure: Figure, name: str) -> str:
             axes.patch.set_alpha(0)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
-    return TAG.sub(lambda tag: _page_tag(tag[0], name), METADATA.sub("", text[text.index("<svg") :]))
+    text = TAG.sub(lambda tag: _page_tag(tag[0], name), METADATA.sub("", text[text.index("<svg") :]))
+    for gid, words in (titles or {}).items():
+        group = f'<g id="{name}-{gid}">'
+        text = text.replace(group, f"{group}<title>{escape(words)}</title>")
+    return text
 
 
 def _page_tag(tag: str, name: str) -> str:
@@ -67,94 +76,30 @@ def shortened(label: str) -> str:
     return label if len(label) <= 28 else f"{label[:11]}…{label[-16:]}"
 
 
-# ---------------------------------------------------------------- bars per split
-class Bar(NamedTuple):
+class Point(NamedTuple):
     """A number in percent and, where it is known, its interval."""
 
     value: float
     interval: tuple[float, float] | None
 
-
-def qa_key(results: Sequence[Result], split: str) -> str:
-    """The metric that stands for QA. Where no result has multiple-choice text questions (CLEAR) it is the
-    ROUGE-L of the text answers, times 100."""
-    return "qa" if any(r.value(split, "qa") is not None for r in results) else "generation_text"
+    def __str__(self) -> str:
+        bounds = " [{:.1f}, {:.1f}]".format(*self.interval) if self.interval else ""
+        return f"{self.value:.1f} %{bounds}"
 
 
-def bars(results: Sequence[Result], split: str) -> dict[str, list[Bar | None]]:
-    """{metric key: one bar per result}, of VQA and QA on this split; metrics that no result has are left
-    out."""
-    found = {key: [_bar(result, split, key) for result in results] for key in ("vqa", qa_key(results, split))}
-    return {key: row for key, row in found.items() if any(row)}
-
-
-def _percent(result: Result, split: str, key: str) -> float | None:
-    value = result.value(split, key)
-    return value if value is None or METRICS[key].counted else 100 * value
-
-
-def _bar(result: Result, split: str, key: str) -> Bar | None:
-    value, scale = _percent(result, split, key), 1 if METRICS[key].counted else 100
+def _point(result: Result, split: str, key: str) -> Point | None:
+    value, scale = result.value(split, key), 1 if METRICS[key].counted else 100
     if value is None:
         return None
     interval = result.interval(split, METRICS[key])
-    return Bar(value, interval and (scale * interval[0], scale * interval[1]))
-
-
-def bar_name(split: str, key: str) -> str:
-    """How the bars of a metric are called: `VQA %`, with the wanted direction."""
-    metric = METRICS[key]
-    name = metric.title if metric.counted else "QA (ROUGE-L × 100)"
-    return f"{name} {arrow(split, metric)}"
-
-
-def bar_plot(results: Sequence[Result], split: str) -> Figure | None:
-    """Horizontal bars, grouped by result, with whiskers for the intervals; None without a number.
-
-    Dotted lines continue the first vanilla row's bars, to compare with.
-    """
-    rows = bars(results, split)
-    if not rows:
-        return None
-    thick = 0.78 / len(rows)
-    figure = new_figure(4.6, 0.65 + len(results) * (0.11 + 0.16 * len(rows)))
-    axes = figure.add_subplot()
-    vanilla = next((i for i, result in enumerate(results) if result.is_vanilla), None)
-    for place, row in enumerate(rows.values()):
-        for i, bar in enumerate(row):
-            if bar:
-                at = i + (place - (len(rows) - 1) / 2) * thick
-                _draw_bar(axes, at, bar, SERIES[place], 0.88 * thick)
-        if vanilla is not None and row[vanilla]:
-            axes.axvline(row[vanilla].value, color=SERIES[place], linewidth=1, linestyle=":", zorder=1)
-    axes.set_xlim(0, 114)  # room for the numbers beside the longest bars
-    axes.set_xticks(range(0, 101, 20))
-    axes.set_ylim(len(results) - 0.5, -0.5)
-    axes.set_yticks(range(len(results)), [shortened(result.label) for result in results], parse_math=False)
-    axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("percent", color=INK, fontsize=8.5)
-    axes.spines["bottom"].set_bounds(0, 100)
-    plain(axes)
-    return figure
-
-
-def _draw_bar(axes: Axes, at: float, bar: Bar, colour: str, thick: float) -> None:
-    """One bar at height `at`, its whisker, and its number at the end of both."""
-    axes.barh(at, bar.value, height=thick, color=colour, alpha=0.75, zorder=2)
-    low, high = bar.interval or (bar.value, bar.value)
-    if bar.interval:
-        axes.plot([low, high], [at, at], color=INK, linewidth=1.2, marker="|", markersize=5, zorder=3)
-    axes.annotate(
-        f"{bar.value:.1f}", (max(bar.value, high), at), (4, 0), textcoords="offset points",
-        va="center", color=INK, fontsize=7.5, bbox={"facecolor": CARD, "pad": 0.6, "linewidth": 0},
-    )  # fmt: skip
+    return Point(scale * value, interval and (scale * interval[0], scale * interval[1]))
 
 
 # ---------------------------------------------------------------- lines over forget ratios
 def line_name(result: Result) -> str:
     """The method without a forget ratio at its end: `GA_05` evaluated at 5 % and `GA_10` at 10 % are GA."""
     ending = re.fullmatch(r"(.+?)(?:[-_.](?:forget[-_.]?)?|forget[-_.]?|(?<=[A-Za-z]))0*(\d+)", result.method)
-    return ending[1] if ending and int(ending[2]) == result.forget_ratio else result.method
+    return known_name(ending[1] if ending and int(ending[2]) == result.forget_ratio else result.method)
 
 
 def ratio_lines(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -225,13 +170,13 @@ def _style(place: int, vanilla: bool) -> dict[str, Any]:
 
 def _draw_line(axes: Axes, line: list[Result], split: str, key: str, place: int, shift: float) -> None:
     """A method's numbers at its ratios; the shift to the side keeps intervals of several methods apart."""
-    found = [(result.forget_ratio + shift, _bar(result, split, key)) for result in line]
-    points = [(x, bar) for x, bar in found if bar]
+    found = [(result.forget_ratio + shift, _point(result, split, key)) for result in line]
+    points = [(x, point) for x, point in found if point]
     style = _style(place, line[0].is_vanilla)
-    axes.plot([x for x, _ in points], [bar.value for _, bar in points], **style, zorder=3)
-    for x, bar in points:
-        if bar.interval:
-            axes.plot([x, x], bar.interval, color=style["color"], linewidth=0.9, alpha=0.6, zorder=2)
+    axes.plot([x for x, _ in points], [point.value for _, point in points], **style, zorder=3)
+    for x, point in points:
+        if point.interval:
+            axes.plot([x, x], point.interval, color=style["color"], linewidth=0.9, alpha=0.6, zorder=2)
 
 
 def _legend(figure: Figure, names: Sequence[str], vanilla: set[str]) -> None:
@@ -248,78 +193,139 @@ def _legend(figure: Figure, names: Sequence[str], vanilla: set[str]) -> None:
 
 
 # ---------------------------------------------------------------- trade-off
-def tradeoff(results: Sequence[Result]) -> pd.DataFrame:
-    """Rows: labels. Columns: `forgetting` (points below vanilla's forget VQA), `retention` (%), `vanilla`.
+@dataclass(frozen=True)
+class Standing:
+    """Where one row stands: picture questions about the people to forget, and about those to retain."""
 
-    Retention is the mean of forget QA, retain VQA and retain QA (see qa_key). Rows without a vanilla or
-    without one of the numbers are left out.
+    result: Result
+    forget: Point
+    retain: Point
+
+    @property
+    def text(self) -> str:
+        """`GA: forget VQA 10.0 % [0.0, 25.0], retain VQA 78.0 % [70.0, 86.0]`"""
+        return f"{self.result.label}: forget VQA {self.forget}, retain VQA {self.retain}"
+
+
+def tradeoff(results: Sequence[Result]) -> list[Standing]:
+    """Rows without one of the two numbers are left out."""
+    pairs = ((r, _point(r, "forget", "vqa"), _point(r, "retain", "vqa")) for r in results)
+    return [Standing(*pair) for pair in pairs if None not in pair]
+
+
+def tradeoff_titles(results: Sequence[Result]) -> dict[str, str]:
+    """What the points of tradeoff_plot say on hover."""
+    return {f"point-{i}": standing.text for i, standing in enumerate(tradeoff(results))}
+
+
+def tradeoff_plot(
+    results: Sequence[Result], heading: str = "", width: float = 7, height: float = 4.6, size: float = 9.5
+) -> Figure | None:
+    """Forget VQA against retain VQA, one labelled point per row of tradeoff(); None where that has none.
+    width, height: inches; size: of the type, points.
+
+    To the right fewer of the people to forget are known by their pictures: the band is the retrained model's
+    level with its interval, the dotted line is guessing. This suite's method has the accent's colour, others
+    are grey, vanilla and retrained hollow; words name the points, and nothing depends on colour.
     """
-    import pandas as pd
-
-    qa, rows = qa_key(results, "forget"), {}
-    for result in results:
-        base = result if result.is_vanilla else vanilla_row(result, results)
-        kept = [_percent(result, *place) for place in (("forget", qa), ("retain", "vqa"), ("retain", qa))]
-        own, vanilla = result.value("forget", "vqa"), base and base.value("forget", "vqa")
-        if None not in (own, vanilla, *kept):
-            rows[result.label] = (round(vanilla - own, 4), round(sum(kept) / len(kept), 4), result.is_vanilla)
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["forgetting", "retention", "vanilla"])
-
-
-def tradeoff_plot(results: Sequence[Result]) -> Figure | None:
-    """The trade-off, one labelled point per row of tradeoff(); None where that has none.
-
-    Shapes tell vanilla from methods, words name the points, and nothing depends on colour.
-    """
-    points = tradeoff(results)
-    if points.empty:
+    rows = tradeoff(results)
+    if not rows:
         return None
-    figure = new_figure(7, 4.6, dpi=160)
+    figure = new_figure(width, height, dpi=160)
     axes = figure.add_subplot()
-    reference = points[points.vanilla]
-    methods = points[~points.vanilla]
-    for value in reference.retention:
-        axes.axhline(value, color=INK, alpha=0.35, linewidth=0.8, linestyle=(0, (5, 4)), zorder=1)
-    axes.axvline(0, color=INK, alpha=0.35, linewidth=0.8, linestyle=(0, (5, 4)), zorder=1)
-    hollow = {"facecolors": "none", "edgecolors": INK, "linewidths": 1.6}
-    axes.scatter(reference.forgetting, reference.retention, s=64, **hollow, zorder=3)
-    axes.scatter(methods.forgetting, methods.retention, s=58, color=INK, zorder=3)
     plain(axes)
-    axes.tick_params(labelsize=10)
-    axes.margins(0.16, 0.2)
-    last = "accuracy" if qa_key(results, "forget") == "qa" else "QA = ROUGE-L × 100"
-    axes.set_xlabel("forgetting: vanilla forget VQA − method's forget VQA (points)", color=INK)
-    axes.set_ylabel(f"retention (%, {last}):\nmean of forget QA, retain VQA, retain QA", color=INK)
-    axes.set_title(title(results), color=INK, fontsize=10, loc="left", parse_math=False)
-    corner = axes.annotate(
-        "better", xy=(0.995, 0.985), xytext=(0.93, 0.9), xycoords="axes fraction", ha="right", va="top",
-        color=INK, fontsize=9, style="italic", arrowprops={"arrowstyle": "->", "color": INK},
-    )  # fmt: skip
-    _label_points(figure, axes, points, taken=[corner])
+    axes.tick_params(labelsize=size)
+    _limits(axes, rows)
+    _level(axes, rows, size)
+    for i, row in enumerate(rows):
+        _cross(axes, row, f"point-{i}")
+    axes.set_xlabel("forget VQA, % (fewer to the right)", color=INK, fontsize=size)
+    axes.set_ylabel("retain VQA, %", color=INK, fontsize=size)
+    if heading:
+        axes.set_title(heading, color=INK, fontsize=size, loc="left", parse_math=False)
+    _label_points(figure, axes, rows, size)
     return figure
 
 
-def _label_points(figure: Figure, axes, points: pd.DataFrame, taken: list) -> None:
-    """Write each name at the first place around its point where it covers no name, point or edge."""
+def _limits(axes: Axes, rows: Sequence[Standing]) -> None:
+    """From the lowest end of an interval to 100, with room for names; forget VQA grows to the left."""
+    ends = [end for row in rows for end in (row.retain.value, *(row.retain.interval or ()))]
+    room = 0.12 * max(10.0, 100 - min(ends))
+    axes.set_ylim(min(ends) - room, max(ends) + room)
+    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 100])
+    axes.set_ylim(min(ends) - room, max(ends) + room)
+    axes.set_xlim(106, -9)
+    axes.set_xticks(range(0, 101, 20))
+
+
+def _level(axes: Axes, rows: Sequence[Standing], size: float) -> None:
+    """The retrained model's band and the line of guessing, with their names at the foot."""
+    about = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "rotation": 90}
+    about |= {"fontsize": size - 1.5, "color": SOFT, "va": "bottom"}
+    retrained = next((row.forget for row in rows if row.result.is_reference), None)
+    if retrained:
+        if retrained.interval:
+            axes.axvspan(*retrained.interval, color=ACCENT, alpha=0.12, linewidth=0, zorder=0)
+        axes.axvline(retrained.value, color=ACCENT, alpha=0.5, linewidth=0.8, zorder=0)
+        axes.annotate("retrained level", (retrained.value, 0), (3, 3), ha="left", **about)
+    entries = (row.result.entry("forget", METRICS["vqa"]) for row in rows)
+    chance = next((entry["chance"] for entry in entries if "chance" in entry), None)
+    if chance is not None:
+        axes.axvline(chance, color=INK, alpha=0.6, linewidth=0.9, linestyle=":", zorder=1)
+        axes.annotate("chance", (chance, 0), (-3, 3), ha="right", **about)
+
+
+def _cross(axes: Axes, row: Standing, gid: str) -> None:
+    """A point with its intervals."""
+    hollow = row.result.is_vanilla or row.result.is_reference
+    colour = ACCENT if row.result.is_own else INK if hollow else SOFT
+    x, y = row.forget.value, row.retain.value
+    thin = {"color": colour, "linewidth": 1, "alpha": 0.55, "zorder": 2}
+    if row.forget.interval:
+        axes.plot(row.forget.interval, [y, y], **thin)
+    if row.retain.interval:
+        axes.plot([x, x], row.retain.interval, **thin)
+    look = {"facecolors": CARD if hollow else colour, "edgecolors": colour, "linewidths": 1.5, "gid": gid}
+    # the larger point below: none hides one at the same place
+    axes.scatter([x], [y], s=80 if row.result.is_own else 36, zorder=3 if row.result.is_own else 4, **look)
+
+
+def _label_points(figure: Figure, axes: Axes, rows: Sequence[Standing], size: float) -> None:
+    """Write each name at the place around its point where it covers least: names and points, then intervals
+    and the foot's words; with a line to its point where that is far."""
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()  # places the axes, so that positions in pixels are known
     pixel = figure.dpi / 72
-    centres = axes.transData.transform(points[["forgetting", "retention"]].to_numpy())
+    centres = axes.transData.transform([(row.forget.value, row.retain.value) for row in rows])
     busy = [Bbox.from_bounds(x - 5 * pixel, y - 5 * pixel, 10 * pixel, 10 * pixel) for x, y in centres]
-    busy += [artist.get_window_extent() for artist in taken]
-    around = [(9, 0, "left"), (-9, 0, "right"), (0, 12, "center"), (0, -12, "center")]
-    around += [(9, step, "left") for step in (12, -12, 24, -24, 36, -36, 48, -48)]
-    around += [(-9, step, "right") for step in (12, -12, 24, -24, 36, -36, 48, -48)]
-    for i, name in enumerate(points.index):
+    light = [text.get_window_extent() for text in axes.texts]
+    light += [line.get_window_extent().padded(pixel) for line in axes.lines if line.get_zorder() == 2]
+    steps = [step * sign * size for step in (1.3, 2.5, 3.7, 4.9, 6.1) for sign in (1, -1)]
+    around = [(0, steps[0], "center"), (0, steps[1], "center"), (8, 0, "left"), (-8, 0, "right")]
+    around += [(x, step, align) for step in steps for x, align in ((8, "left"), (-8, "right"))]
+    for row in sorted(rows, key=lambda row: not row.result.is_own):
         text = axes.annotate(
-            name, (points.forgetting.iloc[i], points.retention.iloc[i]), (0, 0), textcoords="offset points",
-            va="center", color=INK, fontsize=9.5, parse_math=False,
+            shortened(row.result.label), (row.forget.value, row.retain.value), (0, 0), parse_math=False,
+            textcoords="offset points", va="center", color=ACCENT if row.result.is_own else INK,
+            fontsize=size, weight="bold" if row.result.is_own else "normal",
+            bbox={"facecolor": CARD, "alpha": 0.7, "pad": 0.4, "linewidth": 0},
         )  # fmt: skip
-        for dx, dy, align in around:
-            text.set(ha=align, position=(dx, dy))
+
+        def covered(place, text=text):
+            text.set(ha=place[2], position=place[:2])
             box = text.get_window_extent()
-            clear = not any(box.overlaps(other) for other in busy)
-            if clear and axes.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1:
-                break
-        busy.append(box)
+            outside = not (axes.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1)
+            outside |= not (axes.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1)
+            return 20 * outside + sum(
+                weight * box.overlaps(other) for weight, boxes in ((5, busy), (1, light)) for other in boxes
+            )
+
+        dx, dy, align = min(around, key=covered)
+        text.set(ha=align, position=(dx, dy))
+        busy.append(text.get_window_extent())
+        if abs(dy) > 2 * size:
+            axes.annotate(
+                "", (row.forget.value, row.retain.value), (dx, dy), textcoords="offset points",
+                arrowprops={"arrowstyle": "-", "color": SOFT, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4},
+            )  # fmt: skip

@@ -92,6 +92,11 @@ class Result:
         return is_nano(self.benchmark)
 
     @property
+    def is_own(self) -> bool:
+        """Whether it is this suite's method."""
+        return self.label.startswith(NAMES["manifold"])
+
+    @property
     def trained(self) -> dict[str, Any]:
         """How its model was trained, as training_of() has it."""
         return self.content.get("trained", {})

@@ -35,12 +35,14 @@ OUTSIDE = ("real", "real_faces")  # splits about people whom no method was shown
 # ---------------------------------------------------------------- what is looked at
 @dataclass(frozen=True)
 class Aim:
-    """One number that a reader looks at first. `header`: two lines above a column. `short`: in a sentence."""
+    """One number that a reader looks at first. `header`: two lines above a column. `short`: in a sentence.
+    `words`: on a card."""
 
     split: str
     metric: Metric
     header: tuple[str, str]
     short: str
+    words: str
     forgets: bool = False
 
     @property
@@ -49,10 +51,11 @@ class Aim:
         return 1.0 if self.metric.counted else 0.01
 
     def number(self, value: float | None, sign: bool = False) -> str:
-        """`25`, `+10`; scores in 0..1 with two decimals."""
+        """`25`, `+10`, `±0`; scores in 0..1 with two decimals."""
         if value is None:
             return "–"
-        return f"{value:{'+' * sign}z.{0 if self.metric.counted else 2}f}"
+        text = f"{value:z.{0 if self.metric.counted else 2}f}"
+        return text if not sign or text.startswith("-") else f"{'+' if float(text) else '±'}{text}"
 
     def bounds(self, interval: Sequence[float] | None) -> str:
         """`[-5, 25]`; nothing where it is not known."""
@@ -65,13 +68,23 @@ def aims(results: Sequence[Result]) -> list[Aim]:
     text = {split: text_key(results, split) for split in ("forget", "retain")}
     views = any(r.value("test", "vqa") is not None for r in results)
     seen = ("forgotten pictures", "seen") if views else ("forgotten", "pictures")
+    vqa, about, others = METRICS["vqa"], METRICS[text["forget"]], METRICS[text["retain"]]
     found = (
-        Aim("forget", METRICS["vqa"], seen, "their pictures", True),
-        Aim("test", METRICS["vqa"], ("forgotten pictures", "other view"), "their other pictures", True),
-        Aim("forget", METRICS[text["forget"]], ("same people", "in text"), "the same people in text"),
-        Aim("retain", METRICS["vqa"], ("others", "pict."), "others' pictures"),
-        Aim("retain", METRICS[text["retain"]], ("others", "text"), "others in text"),
-        Aim(outside, METRICS["vqa"], ("people", "outside"), "pictures of people outside"),
+        Aim("forget", vqa, seen, "their pictures", "Their pictures, as trained on", True),
+        Aim(
+            "test",
+            vqa,
+            ("forgotten pictures", "other view"),
+            "their other pictures",
+            "Other pictures of them",
+            True,
+        ),
+        Aim(
+            "forget", about, ("same people", "in text"), "the same people in text", "The same people, in text"
+        ),
+        Aim("retain", vqa, ("others", "pict."), "others' pictures", "Pictures of others"),
+        Aim("retain", others, ("others", "text"), "others in text", "Others, in text"),
+        Aim(outside, vqa, ("people", "outside"), "pictures of people outside", "Pictures of people outside"),
     )
     return [aim for aim in found if any(r.value(aim.split, aim.metric.key) is not None for r in results)]
 
@@ -112,7 +125,7 @@ class Gate:
     @property
     def text(self) -> str:
         """`90 [80, 100]`, in points; scores in 0..1 with two decimals."""
-        aim = Aim("forget", self.metric, ("", ""), "")
+        aim = Aim("forget", self.metric, ("", ""), "", "")
         return f"{aim.number(self.difference)} {aim.bounds(self.interval)}"
 
 
@@ -128,6 +141,19 @@ def gates(results: Sequence[Result]) -> list[Gate]:
             values = (r.value("forget", metric.key) for r in (vanilla, retrained))
             found.append(Gate(metric, *values, *gap, vanilla.people("forget", metric)))
     return found
+
+
+def gate_summary(results: Sequence[Result]) -> list[str]:
+    """The gate in few words: what there was to forget by multiple choice about pictures, and the measures by
+    which there was nothing."""
+    lines = gate_lines(results)
+    vqa = next((gate for gate in gates(results) if gate.metric.key == "vqa" and gate.open), None)
+    if vqa is None:
+        return lines
+    aim = Aim("forget", vqa.metric, ("", ""), "", "")
+    first = f"There are {aim.number(vqa.difference)} points {aim.bounds(vqa.interval)} to forget in pictures"
+    first += f" (vanilla {aim.number(vqa.vanilla)}, retrained {aim.number(vqa.retrained)})."
+    return [first, *(line for line in lines if line.startswith("warning"))]
 
 
 def gate_lines(results: Sequence[Result]) -> list[str]:
@@ -228,6 +254,24 @@ def standing(found: Sequence[Finding]) -> str:
 def _worst(pictures: Sequence[Finding]) -> Finding | None:
     order = (NOT_YET, TOO_FAR, UNCLEAR, LEVEL, NOTHING, "")
     return min(pictures, key=lambda f: order.index(f.word), default=None)
+
+
+def headline(result: Result, results: Sequence[Result]) -> str:
+    """A sentence's beginning: forgotten or not, and whether that cost anything."""
+    found = findings(result, results)
+    rest = [f for f in found if not f.aim.forgets]
+    word = standing(found).partition(",")[0]
+    lost = [f.aim.short for f in rest if f.word == DAMAGE]
+    forgot = {
+        LEVEL: "forgot the pictures as if never seen",
+        NOT_YET: "has not forgotten the pictures",
+        TOO_FAR: "went further than never having seen the pictures",
+        UNCLEAR: "may have forgotten the pictures",
+        NOTHING: "had no pictures to forget",
+    }.get(word, "is not compared with a retrained model")
+    if lost:
+        return f"{forgot}; it damaged {_joined(lost)}"
+    return f"{forgot} and kept the rest" if rest and all(f.word == KEPT for f in rest) else forgot
 
 
 def sentence(result: Result, results: Sequence[Result]) -> str:
