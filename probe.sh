@@ -18,7 +18,7 @@ python=${PYTHON:-$(command -v python || command -v "$here/.venv/bin/python" || c
     echo "error: no Python is on the path; bash test.sh makes $here/.venv, or set PYTHON" >&2
     exit 2
 }
-for probe in quantise picture paraphrase prompt relearn depth facts rings; do
+for probe in quantise picture paraphrase prompt relearn depth membership memorisation facts rings; do
     echo "== $probe"
     "$python" "$here/eval/probes/$probe.py" "$@"
 done

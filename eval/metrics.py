@@ -6,6 +6,8 @@ Generation       ROUGE-1/2/L F with stemmer, and sentence BLEU          generati
 Probability      p(answer) ^ (1 / answer tokens)                        probability
 Truth ratio      the same of wrong answers over that of a right one     truth_ratio
 Forget quality   likeness of two models' truth ratios                   forget_quality
+Memorisation     tokens of a given answer that come first               exact_memorisation and below
+Membership       how well a model knows a given answer                  membership_scores
 eval/tasks.py says which task is scored by which of them.
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import math
 import re
+import zlib
 from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
 
 BINS = 20  # of the histograms that forget_quality compares
+LOWEST = 0.2  # share of an answer's tokens that Min-K looks at, at least one
 
 
 def letter_choice(reply: str, options: Collection[str]) -> str | None:
@@ -103,6 +107,45 @@ def forget_quality(model: Sequence[float], reference: Sequence[float]) -> tuple[
     shares = [np.asarray(ratios) / (1 + np.asarray(ratios)) for ratios in (model, reference)]
     counts = [np.histogram(share, bins=BINS, range=(0, 1))[0] for share in shares]
     return float(1 - jensenshannon(*counts, base=2)), float(ks_2samp(*shares).pvalue)
+
+
+def exact_memorisation(first: Sequence[bool]) -> float:
+    """Share of a given answer's tokens than which no other was likelier.
+
+    Tirumala et al., arXiv 2205.10770.
+    """
+    return sum(first) / len(first)
+
+
+def extraction_strength(first: Sequence[bool]) -> float:
+    """1 − k/n: the share of a given answer that greedy decoding completes after its first k of n tokens.
+
+    After Carlini et al., arXiv 2012.07805, in the form that open-unlearning has.
+    """
+    behind = next((k for k, right in enumerate(reversed(first)) if not right), len(first))
+    return behind / len(first)
+
+
+def membership_scores(
+    log_prob: Sequence[float], mean: Sequence[float], deviation: Sequence[float], answer: str
+) -> dict[str, float]:
+    """The larger, the more a given answer looks like one that was trained on.
+
+    log_prob: of its tokens, nats; mean, deviation: of log p over the vocabulary, weighted by p, at each.
+        loss        mean log p (Yeom et al., arXiv 1709.01604)
+        zlib        log p of the whole by its length compressed, in bytes (Carlini et al., arXiv 2012.07805)
+        min_k       mean of the LOWEST log p (Shi et al., arXiv 2310.16789)
+        min_k++     the same of (log p − mean) / deviation (Zhang et al., arXiv 2404.02936)
+    """
+    number = max(1, math.floor(LOWEST * len(log_prob)))
+    lowest = lambda values: math.fsum(sorted(values)[:number]) / number
+    standard = [(p - m) / max(d, 1e-6) for p, m, d in zip(log_prob, mean, deviation, strict=True)]
+    return {
+        "loss": math.fsum(log_prob) / len(log_prob),
+        "zlib": math.fsum(log_prob) / len(zlib.compress(answer.encode())),
+        "min_k": lowest(log_prob),
+        "min_k++": lowest(standard),
+    }
 
 
 @lru_cache(maxsize=1)

@@ -3,11 +3,20 @@
 import random
 import subprocess
 import sys
+import zlib
 
 import pytest
 from conftest import ROOT
 
-from eval.metrics import cloze_hit, generation_scores, letter_choice, rouge_reads
+from eval.metrics import (
+    cloze_hit,
+    exact_memorisation,
+    extraction_strength,
+    generation_scores,
+    letter_choice,
+    membership_scores,
+    rouge_reads,
+)
 from eval.results.predictions import Prediction
 from eval.results.summary import doubts, summarise
 from eval.tasks import score_choice
@@ -223,3 +232,19 @@ def test_nothing_heavy_is_imported():
     heavy = {"torch", "transformers", "datasets", "numpy", "scipy", "pandas", "matplotlib"}
     code = f"import sys, {modules}; assert not {heavy} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+# ---------------------------------------------------------------- given answers
+def test_memorisation_by_hand():
+    assert exact_memorisation([True, False, True, True]) == 0.75
+    assert extraction_strength([True, False, True, True]) == 0.5  # after the first two, the rest follows
+    assert extraction_strength([True, True]) == 1 and extraction_strength([True, False]) == 0
+
+
+def test_membership_scores_by_hand():
+    log_prob = [-1.0, -4.0, -2.0, -3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    scores = membership_scores(log_prob, [-2.0] * 10, [0.5] * 10, "chess")
+    assert scores["loss"] == -1.0 and scores["min_k"] == -3.5  # the lowest two of ten
+    assert scores["min_k++"] == pytest.approx(((-4 + 2) / 0.5 + (-3 + 2) / 0.5) / 2)
+    assert scores["zlib"] == pytest.approx(-10 / len(zlib.compress(b"chess")))
+    assert membership_scores([-1.0, -2.0], [0, 0], [1, 1], "x")["min_k"] == -2.0  # at least one

@@ -358,3 +358,44 @@ def test_clear_is_probed_by_names_and_probabilities(two_views, tiny, tmp_path):
     shown = {q.picture for q in asked if q.picture is not None}
     assert taught and shown and not {s.picture for s in taught} & shown
     assert not {s.answer for s in taught} & {q.truth for q in asked if q.task == "probability"}
+
+    depth = probe("depth", tmp_path)["modalities"]
+    assert {m: of["questions"] for m, of in depth.items()} == {"image": 4, "text": 20}
+    assert {f["modality"] for f in probe("membership", tmp_path)["findings"]} == {"image"}  # names
+    memorised = {(f["modality"], f["condition"]) for f in probe("memorisation", tmp_path)["findings"]}
+    assert {("text", "probability"), ("image", "truth_share")} <= memorised
+    assert ("text", "truth_share") not in memorised  # no options there
+
+
+# ---------------------------------------------------------------- given answers
+def test_membership_and_memorisation_measure_each_model_once(models, monkeypatch):
+    """The unlearned model is a copy of the retrained one here: nothing can be told from it beyond that."""
+    from eval.answering.forced import TokenWorker
+
+    answer, seen = TokenWorker.answer, []
+    monkeypatch.setattr(TokenWorker, "answer", lambda self, s: seen.append(len(s)) or answer(self, s))
+    found = probe("membership", models)
+    assert sum(seen) == 2 * 4 * 20  # options of two people's ten questions, of two models
+    names = ["loss", "zlib", "min_k", "min_k++", "reference"]
+    assert [(f["modality"], f["condition"]) for f in found["findings"]] == [
+        (modality, name) for modality in ("image", "text") for name in names
+    ]
+    for f in found["findings"]:
+        assert f["beyond"] == {"value": 0, "interval": [0, 0]} and f["values"]["privleak"] == 0
+        assert f["verdict"].endswith(": as in the retrained model")
+        assert f["values"]["auc"]["value"] == 0.5 or f["condition"] != "reference"
+    seen.clear()
+    again = probe("membership", models, "--batch_size", 3)
+    assert not seen and again["findings"] == found["findings"]
+
+    told = probe("memorisation", models)["findings"]
+    names = ["exact_memorisation", "extraction_strength", "probability", "truth_share"]
+    assert [(f["modality"], f["condition"]) for f in told] == [
+        (m, n) for m in ("image", "text") for n in names
+    ]
+    for f in told:
+        model, reference, lost = (
+            f[name] if name == "lost" else f["values"][name] for name in ("model", "reference", "lost")
+        )
+        assert model == reference and f["beyond"]["value"] == 0
+        assert lost["value"] == pytest.approx(f["values"]["vanilla"]["value"] - model["value"], abs=2e-4)

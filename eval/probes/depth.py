@@ -22,25 +22,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from eval.probes import probe
-from eval.probes.measured import measured
-from eval.prompts import solved_answer
+from eval.probes.measured import measured, sample_of
 from eval.results.depth import THRESHOLD, summarise, verdict
-from eval.results.probes import Finding, probe_folder, table, write_probe
+from eval.results.probes import Finding, probe_folder
 from utils import cli, models
-from utils.data import Question, Sample
+from utils.data import Question
 
 
 def parse_args(argv: list[str] | None = None):
     p = probe.parser(__doc__)
     p.set_defaults(batch_size=32, batch_tokens=8192)
     return cli.parse(p, argv)
-
-
-def sample_of(study: probe.Study, question: Question) -> Sample:
-    """The question with its right answer, as both are shown to the model: never by letters."""
-    asked = probe.PROMPTS[type(study.bench)](question, "likelihood")
-    answer = solved_answer(question, "likelihood")
-    return Sample(question.id, question.picture, asked, answer, question.person)
 
 
 def drops_of(study: probe.Study, subject: probe.Subject, questions: list[Question]) -> dict[str, dict]:
@@ -81,13 +73,10 @@ def main(args) -> None:
     stages = stages_of(model, models.family_of(model))
     modalities = summarise(questions, stages, reference, own)
     found = [finding(study, modality, of) for modality, of in modalities.items()]
-    against = {"reference": str(study.reference.folder), "vanilla": str(study.vanilla.folder)}
-    path = write_probe(
-        study.model.folder, "depth", study.settings(study.model, threshold=THRESHOLD), [], found,
-        against=against, stages=[{"name": s.name, "part": s.part} for s in stages], modalities=modalities,
+    probe.finish(
+        study, "depth", found, {"threshold": THRESHOLD},
+        stages=[{"name": s.name, "part": s.part} for s in stages], modalities=modalities,
     )  # fmt: skip
-    print(table(("depth", one) for one in found))
-    print(f"saved {path}")
 
 
 if __name__ == "__main__":

@@ -8,14 +8,58 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eval.probes import probe
+from eval.prompts import solved_answer
+from eval.results.probes import probe_folder
 from utils import folders, jsonl, models
-from utils.data import Sample
+from utils.data import Question, Sample, fingerprint
+from utils.tables import same_text
 
 if TYPE_CHECKING:
     from eval.answering.workers import Setup
+
+
+# ---------------------------------------------------------------- questions with answers
+def sample_of(study: probe.Study, question: Question) -> Sample:
+    """The question with its right answer, as both are shown to the model: never by letters."""
+    asked = probe.PROMPTS[type(study.bench)](question, "likelihood")
+    answer = solved_answer(question, "likelihood")
+    return Sample(question.id, question.picture, asked, answer, question.person)
+
+
+def option_samples(study: probe.Study, question: Question) -> dict[str, Sample]:
+    """{letter: the question with that option as its answer}."""
+    asked = sample_of(study, question)
+    return {
+        letter: replace(asked, id=f"{question.id}/{letter}", answer=text)
+        for letter, text in question.options.items()
+    }
+
+
+def right_letters(question: Question) -> list[str]:
+    """Of the right option, by whichever letter; where the truth is none of them (CLEAR's truth ratio), the
+    right one stands first."""
+    options = question.options
+    truth = same_text(options[question.truth] if question.truth in options else next(iter(options.values())))
+    return [letter for letter, text in options.items() if same_text(text) == truth]
+
+
+# ---------------------------------------------------------------- measuring
+def measured_tokens(
+    study: probe.Study, subject: probe.Subject, name: str, samples: Sequence[Sample]
+) -> dict[str, dict[str, list]]:
+    """What eval.answering.forced.TokenWorker says of each sample's answer; kept in a probe's tokens.jsonl."""
+    from eval.answering.forced import TokenSetup
+
+    args = study.args
+    setup = TokenSetup(str(subject.folder), args.original_model, args.dtype, args.attn, args.max_new_tokens)
+    path = probe_folder(subject.folder, name) / "tokens.jsonl"
+    settings = study.settings(subject, samples=fingerprint(samples))
+    return measured(path, samples, setup, settings, args, f"{subject.name}: {len(samples)} answers")
 
 
 def measured(

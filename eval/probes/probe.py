@@ -28,7 +28,7 @@ from eval import tasks
 from eval.answering.run import answer, weights_stamp
 from eval.prompts import clear_prompt, mllmu_prompt
 from eval.results.predictions import Prediction, read_predictions
-from eval.results.probes import Row, findings, probe_folder, read_probe, table, write_probe
+from eval.results.probes import Finding, Row, findings, probe_folder, read_probe, table, write_probe
 from eval.results.read import read_results
 from utils import cli, folders, models
 from utils.benchmark import is_nano
@@ -414,6 +414,17 @@ def run(
     own = [row.fields() for row in found[study.model.folder]]
     path = write_probe(study.model.folder, probe, given, own, compared, against=against)
     print(table((probe, finding) for finding in compared))
+    print(f"saved {path}")
+
+
+def finish(
+    study: Study, probe: str, found: Sequence[Finding], settings: Mapping[str, Any] | None = None, **more: Any
+) -> None:
+    """Write and print what a probe without rows has found. settings: its own; more: further entries."""
+    given = study.settings(study.model, **(settings or {}))
+    against = {"reference": str(study.reference.folder), "vanilla": str(study.vanilla.folder)}
+    path = write_probe(study.model.folder, probe, given, [], found, against=against, **more)
+    print(table((probe, finding) for finding in found))
     print(f"saved {path}")
 
 
