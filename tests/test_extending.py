@@ -1,6 +1,7 @@
 """docs/extending.md: what it shows is what there is, and what it tells to write runs."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,13 +86,20 @@ assert METRICS["yes_no_image"].counted and METRICS["yes_no_image"].title == "Yes
 
 def test_the_probe_runs(nano, tiny, tmp_path):
     (block,) = blocks("Add a probe", "python")
-    (tmp_path / "probe.py").write_text(block, encoding="utf-8")
+    (tmp_path / "polite.py").write_text(block, encoding="utf-8")
+    for name in ("GA", "retrained", "vanilla"):
+        shutil.copytree(tiny["llava"], tmp_path / name)
+        run_script(
+            "eval/MLLMU_eval.py", "--evaluated_model", tmp_path / name, "--data_split_dir",
+            nano / "MLLMU-Bench", "--forget_ratio", RATIO, "--splits", "forget,retain", "--tasks",
+            "classification",
+        )  # fmt: skip
     run_script(
-        tmp_path / "probe.py", "--evaluated_model", tiny["llava"], "--data_split_dir", nano / "MLLMU-Bench",
-        "--forget_ratio", RATIO, "--output_dir", tmp_path, "--max_new_tokens", 2,
+        tmp_path / "polite.py", tmp_path / "GA", "--reference", tmp_path / "retrained", "--vanilla",
+        tmp_path / "vanilla",
     )  # fmt: skip
-    folder = tmp_path / "polite" / f"forget{RATIO}"
-    lines = jsonl(folder / "predictions_forget.jsonl")
+    folder = tmp_path / "GA" / "probes" / "polite"
+    lines = jsonl(folder / "answers" / "predictions_forget.jsonl")
     assert lines and all("I have a question about somebody, please." in line["prompt"] for line in lines)
     assert (folder / "results.json").is_file()
 

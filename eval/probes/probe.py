@@ -321,7 +321,10 @@ def ask(study: Study, subject: Subject, probe: str, asking: Asking, settings: Ma
         answer(args, list(asking.questions), request, folder, write, change=asking.change)
         if asking.make:
             shutil.rmtree(source)
-    return [p for split in splits for p in read_predictions(folder / f"predictions_{split}.jsonl")]
+    try:
+        return [p for split in splits for p in read_predictions(folder / f"predictions_{split}.jsonl")]
+    except (OSError, ValueError) as why:
+        cli.fail(f"{why}; take {folder} away, and what it held is asked again")
 
 
 def _settings_of(folder: Path) -> dict[str, Any] | None:

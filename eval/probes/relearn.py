@@ -17,6 +17,7 @@ show: docs/probes.md. Results: <model>/probes/relearn/results.json.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import math
@@ -136,6 +137,8 @@ class Lessons:
 # ---------------------------------------------------------------- training
 def train(args, model: Path, samples: list[Sample], steps: int, save_dir: Path) -> Path:
     """Train a model for some steps into a folder, unless it is there."""
+    import torch
+
     from utils import fitting
 
     if folders.recover(save_dir) or (save_dir / folders.WHOLE).is_file():
@@ -148,6 +151,10 @@ def train(args, model: Path, samples: list[Sample], steps: int, save_dir: Path) 
     trainer = Trainer(given, data)
     trainer.fit(once(Phase("relearn", data["relearn"], token_nll)))
     trainer.save()
+    del trainer
+    gc.collect()  # it holds itself; what answers next, perhaps on the same GPU, needs its memory
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     return save_dir
 
 
