@@ -19,6 +19,7 @@ from pathlib import Path
 from utils.cli import Problems
 from utils.data import Sample, drop_bad_pictures
 from utils.models import first_line
+from utils.screen import step
 from utils.tables import BadCell, Row, columns_of, is_table, read_rows, same_person
 
 FLAG = "--data_split_dir"
@@ -72,6 +73,7 @@ class Bench:
     def __init__(self, folder: str, forget_ratio: int, problems: Problems, skip_bad_rows: bool = False):
         self.given, self.problems, self.skip = Path(folder), problems, skip_bad_rows
         self.notes: list[str] = []
+        self._said: set[Path] = set()  # tables whose reading was told
         self._bad_rows: Counter[str] = Counter()  # by table
         self._known_columns: dict[Path, list[str]] = {}
         self._known_people: dict[Path, dict[int, str]] = {}
@@ -179,6 +181,9 @@ class Bench:
 
     def _read(self, table: Path, columns: list[str], people: set[str] | None = None) -> Iterator[Row]:
         """The rows of a table. Where ID is among the columns, a row without one is a bad row."""
+        if table not in self._said:
+            self._said.add(table)
+            step(f"reading {table}")
         known = self._people_of(table) if "ID" in columns else {}
         keep = None if people is None else {k for k, person in known.items() if person in people}
         try:

@@ -6,9 +6,23 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import adapters, cli, dry_run, engines, fitting, folders, lora, models, state, tracking
-from utils.data import Sample
+from utils import (
+    adapters,
+    checkpoint,
+    cli,
+    dry_run,
+    engines,
+    fitting,
+    folders,
+    hub,
+    lora,
+    models,
+    state,
+    tracking,
+)
+from utils.data import Sample, fingerprint
 from utils.released import PAPER
+from utils.screen import step
 
 if TYPE_CHECKING:
     from utils.benchmark import Bench
@@ -20,6 +34,7 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
     for a mask and for a family outside the table, and, when nothing was found, to ask the processor whether
     the data fit. Sets args.mask, for Trainer.load_mask; leaves bad rows out of `data` with
     --skip_bad_rows."""
+    args.benchmark_name = bench.name
     engines.check(args.problems)
     for flag, name in args.models.items():
         models.check_model(name, flag, args.problems)
@@ -28,6 +43,7 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
     trains = "restart" in args.defaults
     if cli.main_process():  # the launcher ends the others when this one ends
         inputs = [*args.models.items(), ("--grad_mask_path", args.grad_mask_path)]
+        inputs += [("--config", args.config)]
         inputs += [("--data_split_dir", folder) for folder in (bench.given, *bench.roots)]
         inputs += [
             (f"the base of {flag}", base)
@@ -37,6 +53,7 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
         folders.check_save_dir(args.save_dir, args.problems, inputs, trains)
         if trains:
             tracking.check(args)
+            hub.check(args)
         if args.save_dir and trains:
             state.check_start(args)
     if args.released.answer_tokens == "skip_first" and (
@@ -56,6 +73,7 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
     if not args.merge and not args.lora:
         args.problems.add("--merge: False saves an adapter alone, and --lora False trains none")
     if not args.problems.lines:
+        step("importing torch, and looking at the model, its processor and the samples")
         for flag, name in args.models.items():
             notes += models.check_shapes(name, flag, args.problems)
     args.mask = read_mask(args, bench) if args.grad_mask_path else None
@@ -76,15 +94,29 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
 
 def _say(args, data: dict[str, list[Sample]], notes: list[str], bench: Bench) -> None:
     """What is run, on what; with --dry_run the plan, too."""
-    for name, value in cli.settings(args).items():
-        if value != args.defaults[name]:
-            print(f"--{name} {value}")
-    for line in notes:
+    print(cli.given(args))
+    for line in [*notes, *(_repeats(args, data) if args.config else [])]:
         print(f"note: {line}")
     for name, samples in data.items():
         print(f"{name}: {bench.describe(samples)}")
     if args.dry_run:
         print("\n".join(dry_run.Plan(args, data).lines()))
+
+
+def _repeats(args, data: dict[str, list[Sample]]) -> list[str]:
+    """What --config's run had otherwise than this one."""
+    before, now = checkpoint.read_json(Path(args.config)), cli.settings(args)
+    own = {name: value for name, value in before["arguments"].items() if name not in cli.OWN}
+    other = [f"--{name} {now[name]} ({value})" for name, value in own.items() if now[name] != value]
+    lines = [f"as {args.config}" + (f", but for {', '.join(other)}" if other else "")]
+    there = {name: len(samples) and fingerprint(samples) for name, samples in data.items()}
+    for name, entry in before.get("data", {}).items():
+        if there.get(name) != entry["fingerprint"]:
+            lines.append(f"the {name} data are not those of that run")
+    for name, version in before.get("versions", {}).items():
+        if (here := checkpoint.versions().get(name)) != version:
+            lines.append(f"{name} was {version} in that run, and is {here}: last bits may differ")
+    return lines
 
 
 def _check_quantize(args) -> None:

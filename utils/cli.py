@@ -22,6 +22,7 @@ from typing import NoReturn
 
 from utils.ending import INTERRUPTED, NO_MEMORY, NO_ROOM, Problems, fail
 from utils.released import MASK_SWITCHES, Released
+from utils.screen import main_process
 
 # bytes; the system's are 255 and 4096, and hidden neighbours are longer
 LONGEST_NAME, LONGEST_PATH = 200, 3500
@@ -36,11 +37,6 @@ class Bad:
     reported."""
 
     why: str
-
-
-def main_process() -> bool:
-    """Whether this process speaks and writes for all that `accelerate launch` has started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 # ---------------------------------------------------------------- values
@@ -145,7 +141,8 @@ def any_screen() -> None:
     """Print a question mark for what the screen's encoding lacks (α under LANG=C), instead of ending the
     run."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # standard error never fails: it escapes by itself
+        # standard error never fails: it escapes by itself; a file or a pipe, too, gets each line at once
+        sys.stdout.reconfigure(errors="replace", line_buffering=True)
 
 
 def quiet() -> None:
@@ -262,6 +259,7 @@ def parse(p: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse
         cannot be read is a problem and stands as the default until then.
     defaults: {flag without dashes: default}, in the order of the help.
     models: {flag: name} of the flags that name a model.
+    about: what the script does, the first words of its docstring.
     released: all switches of utils.released, also those that the script has no flag for.
     """
     required = [action for action in p._actions if action.required]
@@ -287,6 +285,7 @@ def parse(p: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse
     args.defaults = {action.dest: action.default for action in flags}
     args.models = {a.option_strings[0]: getattr(args, a.dest) for a in flags if a.type is model_name}
     switches = {f.name for f in fields(Released)} & args.defaults.keys()
+    args.about = (p.description or "").strip().partition("\n\n")[0]
     args.released = Released(**{name: getattr(args, name) for name in switches})
     sys.excepthook = partial(_last_words, args)
     return args
@@ -339,6 +338,12 @@ def read_run(file: Path) -> tuple[str, dict[str, object]]:
 def settings(args: argparse.Namespace) -> dict[str, object]:
     """Every flag of the command with its value."""
     return {name: getattr(args, name) for name in args.defaults}
+
+
+def given(args: argparse.Namespace) -> str:
+    """The settings that are not as by default, in one line."""
+    other = [f"--{name} {value}" for name, value in settings(args).items() if value != args.defaults[name]]
+    return f"settings, where not as by default: {' '.join(other)}"
 
 
 # ---------------------------------------------------------------- groups of flags
@@ -604,6 +609,12 @@ def add_released_train_args(p: argparse.ArgumentParser, *own: str, forgets: bool
         type=choice("none", "tensorboard", "wandb", "trackio"),
         default="none",
         help="also log to this tracker, whose package must be installed; default none",
+    )
+    g.add_argument(
+        "--push_to_hub",
+        metavar="OWNER/NAME",
+        help="also upload the finished model to this repository of the Hugging Face hub, private where it is"
+        " new; needs a token (HF_TOKEN); default: not uploaded",
     )
     flag(g, "--restart", default=False, help="delete a kept state and begin anew; default False")
     flag(g, "--shuffle", default=True, help="shuffle each epoch by the seed; default True")

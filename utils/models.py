@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from utils import adapters, folders
 from utils.ending import fail
+from utils.screen import step
 
 if TYPE_CHECKING:
     import torch
@@ -403,6 +404,7 @@ def load_model(
     if adapters.is_adapter(name):
         model = _load_adapter(name, dtype, attn)
     else:
+        step(f"loading {name}{_size_text(name)}")
         model = _load_whole(name, dtype, attn, quantize)
     tokens, rows = len(processor.tokenizer) if processor else 0, len(model.get_input_embeddings().weight)
     if tokens > rows:
@@ -413,6 +415,13 @@ def load_model(
             " training went wrong; train it again with a lower --lr"
         )
     return model
+
+
+def _size_text(name: str) -> str:
+    """How large a local model's files are, where reading them takes a while."""
+    folder = local_folder(name)
+    size = sum(file.stat().st_size for file in weight_files(folder)) if folder else 0
+    return f", {size / 1e9:.1f} GB" if size > 1e8 else ""
 
 
 def _load_adapter(folder: str, dtype: str, attn: str) -> PreTrainedModel:
@@ -576,7 +585,9 @@ def check_shapes(name: str | None, flag: str, problems: Problems) -> list[str]:
     For folders that check_model has passed; files in torch's own format have no headers.
     """
     from transformers import AutoModelForImageTextToText
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     folder = local_folder(adapters.lineage(name)[-1]) if name else None
     files = weight_files(folder) if folder else []
     if not files or any(file.suffix != ".safetensors" for file in files):

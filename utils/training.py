@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from utils import checkpoint, cli, engines, folders, lora, models, state, tracking
+from utils import card, checkpoint, cli, engines, folders, hub, lora, models, state, tracking
 from utils.batches import Stream, loader
 from utils.data import Sample
 from utils.ending import DIVERGED
@@ -356,6 +356,8 @@ class Trainer:
         with self.held:
             self._save()
         self.say(f"saved {self.args.save_dir}")
+        if self.args.push_to_hub and self.accelerator.is_main_process:
+            hub.push(self.args.save_dir, self.args.push_to_hub)
 
     def _save(self) -> None:
         from utils.shards import whole_weights
@@ -384,6 +386,7 @@ class Trainer:
                 records = [json.loads(line) for line in (self.partial / "log.jsonl").open(encoding="utf-8")]
                 tracking.draw_losses(records, self.partial / tracking.PICTURE)
             self.manifest |= {"final_losses": self.losses, **checkpoint.cost(self.started)}
+            card.write(self.partial, self.args, self.manifest, self.family.title)
             checkpoint.write_json(self.partial / "run.json", self.manifest)
             folders.publish(self.partial, self.args.save_dir)
         acc.wait_for_everyone()

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.answering.kept import Batch, Kept
+from eval.results import section
 from eval.results.predictions import Prediction, read_predictions
 from eval.results.read import VERSION, other_ratio, read_results, training_of
 from eval.results.summary import doubts, paired_differences, summarise
 from eval.tasks import TASKS
-from utils import checkpoint, cli, folders, jsonl, models
+from utils import card, checkpoint, cli, folders, jsonl, models
 from utils.benchmark import NANO
 from utils.data import Question, fingerprint
+from utils.screen import step
 
 if TYPE_CHECKING:
     from eval.answering.plan import MemoryCost, Request
@@ -54,6 +56,7 @@ def check_evaluation(args, questions: list[Question], bench) -> None:
     if twice:  # answers are kept by the id: one of the two would never be asked
         args.problems.add(f"--data_split_dir: {len(twice)} ids are of several questions, e.g. {twice[0]}")
     args.problems.stop()
+    print(cli.given(args))
     for line in [*bench.notes, *notes]:
         print(f"note: {line}")
     counts = {split: sum(q.split == split for q in questions) for split in args.splits}
@@ -222,6 +225,7 @@ def _ask(args, questions: list[Question], request: Callable, examples: Sequence[
     leaves them out."""
     from utils.fitting import Fitting, those_that_fit
 
+    step("importing torch, and looking at the model, its processor and the questions")
     notes = models.check_shapes(args.evaluated_model, "--evaluated_model", args.problems)
     args.problems.stop()
     for line in notes:
@@ -393,6 +397,7 @@ def _write_results(
     }
     checkpoint.write_json(fresh / "results.json", results)
     folders.publish(fresh, folder)
+    _to_card(args, results)
     for split, tasks in results["splits"].items():
         cells = [
             f"{task} {modality} {TASKS[task].text(entry)}"
@@ -406,6 +411,14 @@ def _write_results(
                 for doubt in doubts(entry):
                     print(f"warning: {split} {task} {modality}: {doubt}")
     print(f"saved {folder / 'results.json'}")
+
+
+def _to_card(args, results: dict[str, Any]) -> None:
+    """The numbers in the model's card, where it has one of ours that can be written."""
+    try:
+        card.add(args.evaluated_model, section.name(results), section.section(results))
+    except OSError as why:
+        print(f"note: the numbers are not in {args.evaluated_model}/{card.NAME}: {why.strerror}")
 
 
 def _differences(args, predictions: list[Prediction]) -> dict[str, Any]:

@@ -1,0 +1,17 @@
+"""What is said on the screen while a command works, so that it is never silent for long."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+
+
+def main_process() -> bool:
+    """Whether this process speaks and writes for all that `accelerate launch` has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def step(doing: str) -> None:
+    """Say what is done next, once for all processes; it is seen at once."""
+    if main_process() and multiprocessing.parent_process() is None:
+        print(f"{doing} ...", flush=True)
