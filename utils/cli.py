@@ -436,7 +436,7 @@ def add_lora_args(p: argparse.ArgumentParser, default: bool) -> None:
 
 def add_train_args(p: argparse.ArgumentParser) -> None:
     """Where the run is saved, optimizer, schedule, loss tokens, seed, and how it is logged and continued."""
-    p.set_defaults(task="training")
+    p.set_defaults(task="training", benchmark_name=None)  # the name: where utils.checks knows it
     g = p.add_argument_group("training")
     g.add_argument("--save_dir", required=True, help="folder for the resulting model")
     g.add_argument(

@@ -386,7 +386,8 @@ class Trainer:
                 records = [json.loads(line) for line in (self.partial / "log.jsonl").open(encoding="utf-8")]
                 tracking.draw_losses(records, self.partial / tracking.PICTURE)
             self.manifest |= {"final_losses": self.losses, **checkpoint.cost(self.started)}
-            card.write(self.partial, self.args, self.manifest, self.family.title)
+            if self.args.benchmark_name:
+                card.write(self.partial, self.args, self.manifest, self.family.title)
             checkpoint.write_json(self.partial / "run.json", self.manifest)
             folders.publish(self.partial, self.args.save_dir)
         acc.wait_for_everyone()
