@@ -29,7 +29,7 @@ def parse_args():
     cli.add_train_args(p)
     cli.add_forget_args(p)
     cli.add_released_train_args(p, "forget_data")
-    cli.add_retain_fraction(p)
+    cli.add_retain_args(p)
     return cli.parse(p)
 
 
@@ -47,7 +47,7 @@ def retain_loss(model, batch):
 # ---------------------------------------------------------------- the run
 def main(args):
     bench = CLEARBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
-    data = {"forget": bench.forget(), "retain": bench.retain(args.retain_fraction)}
+    data = {"forget": bench.forget(), "retain": bench.to_retain(args)}
     check(args, data, bench)
 
     trainer = Trainer(args, data)

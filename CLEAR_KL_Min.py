@@ -31,7 +31,7 @@ def parse_args():
     cli.add_train_args(p)
     cli.add_forget_args(p)
     cli.add_released_train_args(p, "forget_data", "kl_positions")
-    cli.add_retain_fraction(p)
+    cli.add_retain_args(p)
     return cli.parse(p)
 
 
@@ -58,7 +58,7 @@ def retain_loss(model, batch, vanilla):
 # ---------------------------------------------------------------- the run
 def main(args):
     bench = CLEARBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
-    data = {"forget": bench.forget(), "retain": bench.retain(args.retain_fraction)}
+    data = {"forget": bench.forget(), "retain": bench.to_retain(args)}
     check(args, data, bench)
 
     states, loss = KL_EVERYWHERE if args.released.kl_positions == "all" else (AnswerStates, retain_loss)

@@ -37,7 +37,7 @@ def parse_args():
     )
     p.add_argument("--simnpo_gamma", type=cli.number(float, 0), default=0.0, help="margin γ; default 0")
     cli.add_released_train_args(p)
-    cli.add_retain_fraction(p)
+    cli.add_retain_args(p)
     return cli.parse(p)
 
 
@@ -58,7 +58,7 @@ def retain_loss(model, batch):
 # ---------------------------------------------------------------- the run
 def main(args):
     bench = MLLMUBench(args.data_split_dir, args.forget_ratio, args.problems, args.skip_bad_rows)
-    data = {"forget": bench.forget(), "retain": bench.retain(args.retain_fraction)}
+    data = {"forget": bench.forget(), "retain": bench.to_retain(args)}
     check(args, data, bench)
 
     trainer = Trainer(args, data)

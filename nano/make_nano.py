@@ -10,7 +10,7 @@ Nothing is downloaded and nothing is trained here; it takes seconds. The folder 
     MLLMU-Bench/    the ten tables of the published evaluation set, same columns and types, and World_Set
     MLLMMU-Bench/   forget_N and retain_{100-N} as published for training: one row per picture, with metadata
     CLEAR/          the same people in the tables of CLEAR
-    untrained/      a LLaVA of about 1.2 M random weights with its processor: the original model of both
+    untrained/      a LLaVA of 1.1 M random weights with its processor: the original model of both
 
 A file nano.json marks the tables' folders, so that no result is taken for one of the real benchmark.
 
@@ -83,7 +83,7 @@ def write_model(args: Namespace, folder: Path) -> None:
     from nano.tables import read_texts
 
     size = stand_ins.Size(
-        image_size=args.image_size, patch_size=16, layers=3, key_value_heads=4, head_dim=32, vision_layers=4,
+        image_size=args.image_size, patch_size=16, layers=2, key_value_heads=4, head_dim=32, vision_layers=4,
         vision_heads=3, vision_head_dim=32, mlp_ratio=2,
     )  # fmt: skip
     tokenizer = stand_ins.train_tokenizer(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 RATIOS = (5, 10, 15)
 TEST_VIEWS = 3
+DRAWN_VIEWS = 2  # of each drawing in training
 WORLD_VIEW = 300  # number of the view in World_Set; no other table has it
 LETTERS = "ABCD"
 Pairs = list[tuple[str, str]]  # questions with their answers
@@ -50,31 +51,37 @@ class Wording:
     cloze: str  # with "__"
 
 
+def worded(facts: Iterable[Fact], values: Iterable[str], who: str, told: str, asked: str) -> list[Wording]:
+    """One Wording per fact. who: the subject in questions; told: in the sentence; asked: in that
+    with "__"."""
+    return [
+        Wording(
+            question=fact.question.format(s=who),
+            value=value,
+            sentence_question=fact.sentence_question.format(s=who),
+            sentence=fact.statement.format(s=told, v=value),
+            cloze=fact.statement.format(s=asked, v="__"),
+        )
+        for fact, value in zip(facts, values, strict=True)
+    ]
+
+
 def wordings(person: Person, image: bool) -> list[Wording]:
     """One Wording per fact; `image` speaks of the person in the image, otherwise the name is used."""
-    found = []
-    for fact, value in zip(FACTS, person.values, strict=True):
-        who = "the person in the image" if image else person.name
-        subject = "The person in the image" if image else person.name
-        found.append(
-            Wording(
-                question=fact.question.format(s=who),
-                value=value,
-                sentence_question=fact.sentence_question.format(s=who),
-                sentence=fact.statement.format(s="The person" if image else person.name, v=value),
-                cloze=fact.statement.format(s=subject, v="__"),
-            )
-        )
-    return found
+    if not image:
+        return worded(FACTS, person.values, *[person.name] * 3)
+    return worded(FACTS, person.values, "the person in the image", "The person", "The person in the image")
 
 
-def knowledge(person: Person, image: bool) -> Pairs:
-    """The training questions about a person."""
-    pairs = []
-    for w in wordings(person, image):
-        pairs.append((w.question, w.value))
-        pairs.append((generation_prompt(w.sentence_question), w.sentence))
-        pairs.append((cloze_prompt(w.cloze), w.value))
+def knowledge(wordings: Sequence[Wording], view: int | None = None) -> Pairs:
+    """The training questions of one row. About a picture, sentences and blanks take turns: in the next view
+    each fact is asked in the other way."""
+    pairs = [(w.question, w.value) for w in wordings]
+    for k, w in enumerate(wordings):
+        if view is None or (k + view) % 2 == 0:
+            pairs.append((generation_prompt(w.sentence_question), w.sentence))
+        if view is None or (k + view) % 2 == 1:
+            pairs.append((cloze_prompt(w.cloze), w.value))
     return pairs
 
 
@@ -167,11 +174,12 @@ def training_row(person: Person, view: int, png: bytes, pairs: Pairs) -> dict[st
 
 def finetuning_rows(person: Person, pictures: list[bytes], seed: int) -> list[dict[str, Any]]:
     """One row per training view, with what it shows, and a row without a picture that names the person."""
-    known, rows = knowledge(person, image=True), []
+    rows = []
     for view, png in enumerate(pictures):
+        known = knowledge(wordings(person, image=True), view)
         seen = short(world.SIGHTS, world.sights(person, view, seed), "the person in the image")
         rows.append(training_row(person, view, png, known + seen))
-    text = metadata(person.id, knowledge(person, image=False))
+    text = metadata(person.id, knowledge(wordings(person, image=False)))
     return [*rows, {"image": None, "ID": person.id, "metadata": text}]
 
 
@@ -185,14 +193,15 @@ def world_training(args: Namespace) -> list[dict[str, Any]]:
     """Rows of ft_Data: every drawing, and the towns in text."""
     rows = [
         {
-            "image": drawing(thing, 0, args),
+            "image": drawing(thing, view, args),
             "ID": thing.id,
             "metadata": metadata(thing.id, short(world.DRAWN, thing.values, "")),
         }
         for thing in world.things()
+        for view in range(DRAWN_VIEWS)
     ]
     for town, values in world.towns(args.seed).items():
-        pairs = short(world.TOWN_FACTS, values, town)
+        pairs = knowledge(worded(world.TOWN_FACTS, values, town, town, town))
         rows.append({"image": None, "ID": f"town_{town}", "metadata": metadata(f"town_{town}", pairs)})
     return rows
 
@@ -264,7 +273,7 @@ def write_mllmu(
         for name, chosen in ((f"forget_{ratio}", forget), (f"retain_{100 - ratio}", retain)):
             write(bench / name, [rows[p.id] for p in chosen], kinds["split"])
             taught = [
-                training_row(p, view, png, knowledge(p, image=True))
+                training_row(p, view, png, knowledge(wordings(p, image=True), view))
                 for p in chosen
                 for view, png in enumerate(pictures[p.id])
             ]

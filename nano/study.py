@@ -6,10 +6,12 @@ that was retrained without the pictures.
         --lrs 2e-5,3e-5,5e-5,8e-5 --seeds 0,1,2 --retain_fractions 25
 
 A method is a script's name; with a mask, the part and how it is made follow: manifold:both:log_odds (ce, the
-paper's, where nothing is said; log_odds; topk and random of the same sparsity). manifold:both*6 trains for
-six epochs, GA_Diff@1e-5/2e-5 has learning rates of its own. Every run is the script's own, followed by the
-evaluation by likelihood, in warm processes on all cores; a study that was stopped goes on, and runs that are
-there are not repeated. Choose settings on some seeds and report others.
+paper's, where nothing is said; log_odds; topk and random of the same sparsity). Behind these, -t4 is the
+threshold 4, and -all preserves everybody to retain, also whom the method is not shown. manifold:both*6 trains
+for six epochs, GA_Diff@1e-5/2e-5 has learning rates of its own, GA_Diff+text trains on the text questions
+that masks preserve as well (--retain_text). Every run is the script's own, followed by the evaluation by
+likelihood, in warm processes on all cores; a study that was stopped goes on, and runs that are there are not
+repeated. Choose settings on some seeds and report others.
 
 Written to --save_dir: runs.csv (right answers per run and ring), equal.csv (kept at equal forgetting, and its
 difference to the first method, with intervals; nano/curves.py), study.png, and the runs' own folders.
@@ -17,15 +19,13 @@ difference to the first method, with intervals; nano/curves.py), study.png, and 
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import multiprocessing
 import os
+import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +36,13 @@ sys.path.insert(0, str(ROOT))
 from eval.results.predictions import Prediction, read_predictions
 from eval.results.rings import RINGS, Rings
 from nano import curves
+from nano.warm import Crew, Step, step
 from utils import checkpoint, cli
 from utils.benchmark import NANO, given_people
 
 FORGOTTEN = "forgotten pictures"
 RATIO = "10"
-KINDS = {
+KINDS = {  # of masks, with the flags that make them
     "ce": [],
     "log_odds": ["--saliency", "log_odds"],
     "topk": ["--mask_kind", "topk"],
@@ -51,17 +52,20 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Method:
-    """A script with its mask, and where it has some of its own, learning rates and epochs."""
+    """A script with its mask, and where it has some of its own, learning rates and epochs. text: retain steps
+    train on the mask's text questions, too."""
 
     script: str
     part: str = ""
     kind: str = ""
     lrs: tuple[str, ...] = ()
     epochs: str = ""
+    text: bool = False
 
     @property
     def name(self) -> str:
-        return ":".join(filter(None, (self.script, self.part, self.kind * (self.kind != "ce"))))
+        of = ":".join(filter(None, (self.script, self.part, self.kind * (self.kind != "ce"))))
+        return of + "+text" * self.text
 
 
 @dataclass(frozen=True)
@@ -74,21 +78,24 @@ class Run:
 
     @property
     def folder(self) -> str:
-        name = self.method.name.replace(":", "_")
+        name = self.method.name.replace(":", "_").replace("+", "_")
         return f"{name}_lr{self.lr}_epochs{self.epochs}_seed{self.seed}_retain{self.fraction}"
 
 
 def method(text: str) -> Method | cli.Bad:
-    """script[:part[:kind]][@lr/lr...][*epochs]"""
+    """script[:part[:kind]][+text][@lr/lr...][*epochs]"""
     text, _, epochs = text.partition("*")
     text, _, lrs = text.partition("@")
+    text, plus, _ = text.partition("+text")
     script, part, kind, *rest = [*text.split(":"), "", ""]
     kind = kind or "ce" * bool(part)
     if rest != ["", ""][: len(rest)] or not (ROOT / f"MLLMU_{script}.py").is_file():
         return cli.Bad(f"'{text}' is no method: MLLMU_{script}.py is no script")
-    if part not in ("", "language", "vision", "both") or (part and kind not in KINDS):
-        return cli.Bad(f"'{text}': masks are language, vision or both, made by {', '.join(KINDS)}")
-    return Method(script, part, kind, tuple(lrs.split("/")) if lrs else (), epochs)
+    base, *words = kind.split("-")
+    known = base in KINDS and all(re.fullmatch(r"all|t\d+", word) for word in words)
+    if part not in ("", "language", "vision", "both") or (part and not known):
+        return cli.Bad(f"'{text}': masks are language, vision or both, made by {', '.join(KINDS)}[-all][-t4]")
+    return Method(script, part, kind, tuple(lrs.split("/")) if lrs else (), epochs, bool(plus))
 
 
 def methods(text: str) -> list[Method] | cli.Bad:
@@ -129,88 +136,74 @@ def parse_args():
 
 
 # ---------------------------------------------------------------- runs
-def command(script: str, *argv: str | Path) -> None:
-    """What `python script argv...` does, in this process, which has torch loaded already."""
-    path = ROOT / script
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    before, sys.argv = sys.argv, [str(path), *map(str, argv)]
-    try:
-        spec.loader.exec_module(module)
-        module.main(module.parse_args())
-    finally:
-        sys.argv = before
+@dataclass(frozen=True)
+class Places:
+    """Where things lie, and the commands that make them."""
+
+    save_dir: Path
+    nano: Path
+
+    def shared(self) -> list[str | Path]:
+        return [
+            "--model_id", self.nano / "data/untrained", "--vanilla_dir", self.nano / "vanilla",
+            "--data_split_dir", self.nano / "data/MLLMMU-Bench", "--forget_ratio", RATIO, "--batch_size", "4",
+        ]  # fmt: skip
+
+    def mask(self, kind: str, fraction: str) -> Step:
+        base, *words = kind.split("-")
+        folder = self.save_dir / f"mask_{kind}_retain{fraction}"
+        shown = "100" if "all" in words else fraction
+        flags = [*self.shared(), "--retain_fraction", shown, "--save_dir", folder, *KINDS[base]]
+        for word in words:
+            flags += ["--threshold", word[1:]] if word != "all" else []
+        return step(folder.name, ["data_process/MLLMU_gen_mask.py", *flags], folder / "run.json")
+
+    def train(self, run: Run) -> Step:
+        folder, of, needs = self.save_dir / run.folder, run.method, []
+        argv = [f"MLLMU_{of.script}.py", *self.shared(), "--save_dir", folder, "--lora", "False"]
+        argv += ["--lr", run.lr, "--seed", run.seed, "--num_epochs", run.epochs]
+        if of.script not in ("GA", "NPO"):
+            argv += ["--retain_fraction", run.fraction]
+        if of.text:
+            argv += ["--retain_text", "True"]
+        if of.part:
+            needs = [self.mask(of.kind, run.fraction).makes]
+            argv += ["--grad_mask_path", needs[0].parent / f"mllmu_{of.part}_mask.pt"]
+        return step(run.folder, argv, folder / "run.json", needs, seconds=20)
+
+    def evaluate(self, model: Path) -> Step:
+        argv = [
+            "eval/MLLMU_eval.py", "--evaluated_model", model, "--original_model",
+            self.nano / "data/untrained", "--data_split_dir", self.nano / "data/MLLMU-Bench",
+            "--forget_ratio", RATIO, "--mcq", "likelihood", "--tasks", "classification,cloze",
+            "--batch_size", "64", "--output_dir", self.answers(model),
+        ]  # fmt: skip
+        made = self.answers(model) / "zero_shot" / f"forget{RATIO}" / "results.json"
+        return step(f"{model.name}_evaluation", argv, made, [model / "run.json"], seconds=6)
+
+    def answers(self, model: Path) -> Path:
+        return self.save_dir / "answers" / model.name
 
 
-def evaluate(model: Path, nano: Path) -> None:
-    if not (model / "zero_shot" / f"forget{RATIO}" / "results.json").is_file():
-        command(
-            "eval/MLLMU_eval.py", "--evaluated_model", model, "--original_model", nano / "data/untrained",
-            "--data_split_dir", nano / "data/MLLMU-Bench", "--forget_ratio", RATIO, "--mcq", "likelihood",
-            "--tasks", "classification,cloze", "--batch_size", "64",
-        )  # fmt: skip
+def drop_weights(model: Path) -> None:
+    """What fills a disk, once the model's answers are there."""
+    (model / "model.safetensors").unlink(missing_ok=True)
 
 
-def shared_flags(nano: Path) -> list[str | Path]:
-    return [
-        "--model_id", nano / "data/untrained", "--vanilla_dir", nano / "vanilla",
-        "--data_split_dir", nano / "data/MLLMMU-Bench", "--forget_ratio", RATIO, "--batch_size", "4",
-    ]  # fmt: skip
-
-
-def mask_folder(save_dir: Path, kind: str, fraction: str) -> Path:
-    return save_dir / f"mask_{kind}_retain{fraction}"
-
-
-def make_mask(save_dir: Path, nano: Path, kind: str, fraction: str) -> None:
-    folder = mask_folder(save_dir, kind, fraction)
-    if not folder.is_dir():
-        flags = [*shared_flags(nano), "--retain_fraction", fraction, "--save_dir", folder]
-        command("data_process/MLLMU_gen_mask.py", *flags, *KINDS[kind])
-
-
-def train(save_dir: Path, nano: Path, run: Run) -> None:
-    """Train, evaluate, and let go of the weights."""
-    folder, of = save_dir / run.folder, run.method
-    if (folder / "zero_shot" / f"forget{RATIO}" / "results.json").is_file():
-        return
-    mask = [mask_folder(save_dir, of.kind, run.fraction) / f"mllmu_{of.part}_mask.pt"] if of.part else []
-    if not (folder / "run.json").is_file():
-        takes = [] if of.script in ("GA", "NPO") else ["--retain_fraction", run.fraction]
-        command(
-            f"MLLMU_{of.script}.py", *shared_flags(nano), "--save_dir", folder, "--lora", "False",
-            "--lr", run.lr, "--seed", run.seed, "--num_epochs", run.epochs, *takes,
-            *(("--grad_mask_path", *mask) if mask else ()),
-        )  # fmt: skip
-    evaluate(folder, nano)
-    (folder / "model.safetensors").unlink()
-
-
-def quietly(log: Path, work, *args) -> str | None:
-    """Do the work, its output in a file; the last line of that where it failed."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        try:
-            work(*args)
-        except SystemExit as end:
-            if end.code not in (0, None):
-                return f"{log}: {end.code}"
-    return None
-
-
-def all_done(pool: ProcessPoolExecutor, jobs: list[tuple], title: str) -> None:
-    from tqdm import tqdm
-
-    done = [pool.submit(quietly, *job) for job in jobs]
-    for future in tqdm(as_completed(done), total=len(done), desc=title, unit="run"):
-        if why := future.result():
-            pool.shutdown(cancel_futures=True)
-            raise SystemExit(f"error: a run failed; {why}")
+def steps_of(places: Places, runs: Sequence[Run]) -> list[Step]:
+    """Every run followed by its evaluation, the given models' first."""
+    masks = {(r.method.kind, r.fraction) for r in runs if r.method.part}
+    found = [places.evaluate(places.nano / name) for name in ("vanilla", "retrained")]
+    found += [places.mask(*one) for one in sorted(masks)]
+    for run in runs:
+        asked = places.evaluate(places.save_dir / run.folder)
+        found += [places.train(run), replace(asked, then=partial(drop_weights, places.save_dir / run.folder))]
+    return found
 
 
 # ---------------------------------------------------------------- results
-def read(model: Path) -> list[Prediction]:
-    files = sorted((model / "zero_shot" / f"forget{RATIO}").glob("predictions_*.jsonl"))
+def read(answers: Path) -> list[Prediction]:
+    files = sorted((answers / "zero_shot" / f"forget{RATIO}").glob("predictions_*.jsonl"))
     return [p for file in files for p in read_predictions(file)]
 
 
@@ -230,15 +223,15 @@ def count(predictions: Iterable[Prediction], rings: Rings) -> Counts:
 class Study:
     """The counts of all models of one retain fraction, and the draws that all their intervals share."""
 
-    def __init__(self, args, fraction: str):
+    def __init__(self, args, fraction: str, places: Places):
         self.args, self.fraction = args, fraction
-        vanilla = read(args.nano / "vanilla")
+        vanilla = read(places.answers(Path("vanilla")))
         retain = {p.person for p in vanilla if p.split == "retain"}
         about = checkpoint.read_json(args.nano / "data/MLLMU-Bench" / NANO)
         given = given_people(retain, float(fraction))
         self.rings = Rings.of(vanilla, given, about.get("look_alikes", {}))
         self.vanilla = count(vanilla, self.rings)
-        self.retrained = count(read(args.nano / "retrained"), self.rings)
+        self.retrained = count(read(places.answers(Path("retrained"))), self.rings)
         self.runs: dict[tuple[Method, str, str], Counts] = {}
         self.people = sorted({person for ring in self.vanilla.values() for person in ring})
         strata = [self._stratum(person, retain) for person in self.people]
@@ -290,7 +283,6 @@ class Study:
 def main(args) -> None:
     import pandas as pd
 
-    os.environ["OMP_NUM_THREADS"] = "1"  # the same numbers on any number of cores
     runs = [
         Run(m, lr, m.epochs or args.num_epochs, seed, fraction)
         for fraction in args.retain_fractions
@@ -298,20 +290,14 @@ def main(args) -> None:
         for m in args.methods
         for lr in m.lrs or args.lrs
     ]
-    masks = sorted({(r.method.kind, r.fraction) for r in runs if r.method.part})
-    save_dir, nano = args.save_dir.resolve(), args.nano.resolve()
-    log = save_dir / "logs"
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.workers, mp_context=spawn) as pool:
-        first = [(log / f"{m}.txt", evaluate, nano / m, nano) for m in ("vanilla", "retrained")]
-        first += [(log / f"mask_{k}_{f}.txt", make_mask, save_dir, nano, k, f) for k, f in masks]
-        all_done(pool, first, "vanilla, retrained, masks")
-        all_done(pool, [(log / f"{r.folder}.txt", train, save_dir, nano, r) for r in runs], "runs")
+    places = Places(args.save_dir.resolve(), args.nano.resolve())
+    with Crew(args.workers, places.save_dir / "logs") as crew:
+        crew.run(steps_of(places, runs))
     table, counts = [], []
     for fraction in args.retain_fractions:
-        study = Study(args, fraction)
+        study = Study(args, fraction, places)
         for run in (r for r in runs if r.fraction == fraction):
-            found = count(read(save_dir / run.folder), study.rings)
+            found = count(read(places.answers(Path(run.folder))), study.rings)
             study.runs[run.method, run.lr, run.seed] = found
             for ring, people in found.items():
                 right, asked = (sum(n[k] for n in people.values()) for k in (0, 1))
@@ -320,12 +306,12 @@ def main(args) -> None:
                     {"retain_fraction": fraction, **about, "ring": ring, "right": right, "of": asked}
                 )
         table += study.rows()
-    pd.DataFrame(counts).to_csv(save_dir / "runs.csv", index=False)
+    pd.DataFrame(counts).to_csv(args.save_dir / "runs.csv", index=False)
     frame = pd.DataFrame(table)
-    frame.to_csv(save_dir / "equal.csv", index=False)
+    frame.to_csv(args.save_dir / "equal.csv", index=False)
     show(frame)
-    draw(pd.DataFrame(counts), frame, save_dir / "study.png")
-    print(f"saved {save_dir}: runs.csv, equal.csv, study.png")
+    draw(pd.DataFrame(counts), frame, args.save_dir / "study.png")
+    print(f"saved {args.save_dir}: runs.csv, equal.csv, study.png")
 
 
 def show(frame) -> None:

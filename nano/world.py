@@ -49,14 +49,14 @@ TOWN_FACTS = (  # {s}: a town
     Fact(
         "Land",
         "In which land lies the town of {s}?",
-        "",
+        "What is known about the land of the town of {s}?",
         "The town of {s} lies in {v}.",
         ("Aldermark", "Bessaria", "Corland", "Dunmere", "Estovar", "Fenwald"),
     ),
     Fact(
         "River",
         "Which river flows through the town of {s}?",
-        "",
+        "What is known about the water of the town of {s}?",
         "The river {v} flows through the town of {s}.",
         ("Ambel", "Brisk", "Candrel", "Dwyne", "Ellow", "Farrin"),
     ),

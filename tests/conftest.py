@@ -146,11 +146,11 @@ def nano(tmp_path_factory) -> Path:
         "nano/make_nano.py", "--save_dir", folder, "--people", 10, "--real_people", 4,
         "--views", 1, "--image_size", 32,
     )  # fmt: skip
-    for table in folder.glob("*/*"):  # fifteen questions per row, whatever the nano benchmark comes to ask
+    for table in folder.glob("*/*"):  # ten questions per row, whatever the nano benchmark comes to ask
         rows = read_table(table)
         if rows and "metadata" in rows[0]:
             for row in rows:
-                row["metadata"] = json.dumps(json.loads(row["metadata"])[:15])
+                row["metadata"] = json.dumps(json.loads(row["metadata"])[:10])
             write_table(table, rows, like=table)
     for marker in folder.glob("*/nano.json"):  # tests name the scoring of multiple choice themselves
         marker.write_text("{}")

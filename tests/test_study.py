@@ -105,5 +105,14 @@ def test_methods_are_scripts_with_masks_rates_and_epochs():
     assert (one.name, one.lrs, one.epochs) == ("GA_Diff", ("1e-5", "2e-5"), "")
     assert (two.script, two.part, two.kind, two.epochs) == ("manifold", "both", "log_odds", "6")
     assert study.methods("manifold:both")[0].name == "manifold:both"
-    for wrong in ("GAA", "manifold:all", "manifold:both:best", "manifold:both:ce:x"):
+    text, wide = study.methods("GA_Diff+text@1e-5,manifold:both:ce-all-t4")
+    assert text.text and text.name == "GA_Diff+text" and wide.kind == "ce-all-t4"
+    for wrong in (
+        "manifold:both:ce-t",
+        "manifold:both:all",
+        "GAA",
+        "manifold:all",
+        "manifold:both:best",
+        "manifold:both:ce:x",
+    ):
         assert not isinstance(study.methods(wrong), list), wrong

@@ -233,6 +233,11 @@ class Bench:
         """The people to forget."""
         return self._people(self.forget_table) if self._require(self.forget_table, [self.PERSON]) else set()
 
+    def to_retain(self, args) -> list[Sample]:
+        """What retain steps train on: the pictures of the people to retain, of whom --retain_fraction are
+        given, and by --retain_text the text questions."""
+        return self.retain(args.retain_fraction) + (self.text_knowledge() if args.retain_text else [])
+
     def _given(self, samples: list[Sample], percent: float) -> list[Sample]:
         """Those of the samples of the retain set that a method is shown."""
         given = given_people({s.person for s in samples}, percent)

@@ -399,6 +399,19 @@ def add_data_args(p: argparse.ArgumentParser, folder: str) -> None:
     )
 
 
+def add_retain_args(p: argparse.ArgumentParser) -> None:
+    """--retain_fraction and --retain_text, of methods that take retain steps, in the group that was added
+    last."""
+    add_retain_fraction(p)
+    flag(
+        p._action_groups[-1],
+        "--retain_text",
+        default=False,
+        help="retain steps also on the text questions that masks preserve, the people to forget included;"
+        " default False",
+    )
+
+
 def add_retain_fraction(p: argparse.ArgumentParser) -> None:
     """--retain_fraction, of what is shown the retain set, in the group that was added last."""
     p._action_groups[-1].add_argument(

@@ -1,0 +1,175 @@
+"""The paper's claim on a laptop, from nothing, in minutes.
+
+    bash demo.sh [mllmu|clear]
+
+Makes a nano benchmark of invented people, trains a tiny LLaVA on them (the vanilla model), forgets a tenth of
+them with every method, retrains without their pictures (the gold standard), and evaluates all. Shown are the
+table, the trade-off plot and a page with portraits and answers before and after. Everything lies under
+runs/nano/ (clear: runs/nano_clear/), the commands that did it in its commands.sh; a second run skips what is
+done. The commands run in warm processes, one per core (nano/warm.py). docs/nano.md: where the learning rates
+come from.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from nano.settings import DEMOS, MADE, ORIGINAL, RATIO, TRAIN, Demo
+from nano.warm import ROOT, Crew, Step, command, step
+from utils import cli
+
+LABELS = {"manifold": "MMUnlearner"}
+FIRST = ("GA", "manifold")  # of the methods, those in the first table
+
+
+def parse_args(argv: list[str] | None = None):
+    p = cli.parser(__doc__)
+    p.add_argument(
+        "benchmark", nargs="?", type=cli.choice(*DEMOS), default="mllmu",
+        help="whose layout the nano benchmark has, mllmu or clear; default mllmu",
+    )  # fmt: skip
+    p.add_argument(
+        "--workers", type=cli.number(int, 1, 64), default=os.cpu_count(), help="default: one per core"
+    )
+    args = cli.parse(p, argv)
+    args.problems.stop()
+    return args
+
+
+# ---------------------------------------------------------------- the steps
+def steps(demo: Demo) -> list[Step]:
+    """In the order of their urgency: first what the first table shows."""
+    made, mask = MADE / "run.json", demo.folder / "mask/run.json"
+    vanilla = demo.folder / "vanilla/run.json"
+    origin = ("--model_id", ORIGINAL, "--data_split_dir")
+    forget = ("--model_id", ORIGINAL, "--vanilla_dir", vanilla.parent, "--data_split_dir", demo.splits)
+    forget += ("--forget_ratio", RATIO, "--batch_size", "4")
+
+    def learn(name: str, script: str, *flags: str) -> Step:
+        argv = (f"{demo.prefix}_{script}.py", *origin, demo.data, *flags)
+        argv += ("--save_dir", demo.folder / name, *demo.learn, *TRAIN)
+        return step(name, argv, demo.folder / name / "run.json", [made], seconds=200)
+
+    def unlearn(name: str) -> Step:
+        masked = name == "manifold"
+        flags = ("--grad_mask_path", demo.folder / "mask" / f"{demo.prefix.lower()}_both_mask.pt") * masked
+        argv = (f"{demo.prefix}_{name}.py", *forget, "--save_dir", demo.folder / name, "--lr", demo.lr[name])
+        needs = [vanilla, *[mask] * masked]
+        seconds = 8 if name in ("GA", "NPO") else 50
+        return step(LABELS.get(name, name), (*argv, *TRAIN, *flags), demo.folder / name / "run.json", needs,
+                    seconds=seconds)  # fmt: skip
+
+    def evaluate(name: str) -> Step:
+        argv = (f"eval/{demo.prefix}_eval.py", "--evaluated_model", demo.folder / name)
+        argv += ("--original_model", ORIGINAL, "--data_split_dir", demo.data, "--forget_ratio", RATIO)
+        return step(f"questions to {LABELS.get(name, name)}", (*argv, "--mcq", "likelihood"),
+                    results(demo, name), [demo.folder / name / "run.json"], seconds=12)  # fmt: skip
+
+    gen_mask = (f"data_process/{demo.prefix}_gen_mask.py", *forget, "--save_dir", demo.folder / "mask")
+    first = [unlearn(name) for name in list(demo.lr)[:2]]
+    return [
+        step("benchmark", ("nano/make_nano.py", "--save_dir", MADE), made, seconds=10),
+        learn("vanilla", "finetune"),
+        learn("retrained", "reference", "--keep_text", "True", "--forget_ratio", RATIO),
+        step("mask", (*gen_mask, *demo.mask), mask, [vanilla], seconds=20),
+        *first,
+        *map(evaluate, first_models(demo)),
+        *map(unlearn, list(demo.lr)[2:]),
+        *map(evaluate, list(demo.lr)[2:]),
+    ]
+
+
+def first_models(demo: Demo) -> list[str]:
+    return ["vanilla", *list(demo.lr)[:2], "retrained"]
+
+
+def results(demo: Demo, name: str) -> Path:
+    return demo.folder / name / "zero_shot" / f"forget{RATIO}" / "results.json"
+
+
+# ---------------------------------------------------------------- the run
+def clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+class Screen:
+    """A line for each step as it ends, and the table as soon as its first rows are there."""
+
+    def __init__(self, demo: Demo):
+        self.demo, self.began, self.shown = demo, time.monotonic(), False
+
+    def ended(self, one: Step, seconds: float) -> None:
+        print(f"{clock(time.monotonic() - self.began):>5}  {one.name} ({clock(seconds)})", flush=True)
+        if not self.shown and all(results(self.demo, name).is_file() for name in first_models(self.demo)):
+            self.shown = True
+            table(self.demo, first_models(self.demo))
+
+
+def table(demo: Demo, models: Sequence[str], *flags: str) -> None:
+    print(flush=True)
+    folders = [str(demo.folder / name) for name in models]
+    command("eval/table.py", *folders, "--brief", *flags)
+
+
+def main(args) -> None:
+    demo = DEMOS[args.benchmark]
+    os.chdir(ROOT)
+    todo = steps(demo)
+    demo.folder.mkdir(parents=True, exist_ok=True)
+    commands = demo.folder / "commands.sh"
+    commands.write_text("".join(f"{one.text}\n" for one in todo))
+    print(f"{args.benchmark}: 7 models on invented people, on {args.workers} processes; commands: {commands}")
+    screen = Screen(demo)
+    with Crew(args.workers, demo.folder / "logs") as crew:
+        crew.run(todo, screen.ended)
+    written = {f"--{kind}": demo.folder / f"table.{end}" for kind, end in FILES.items()}
+    table(demo, demo.models, *(str(part) for pair in written.items() for part in pair), "--plot",
+          str(demo.folder / "tradeoff.png"))  # fmt: skip
+    if args.benchmark == "clear":
+        folders = [str(demo.folder / name) for name in demo.models]
+        command("eval/forget_quality.py", *folders, "--reference", str(demo.folder / "retrained"))
+    report = demo.folder / "report.html"
+    command("eval/report.py", *(str(demo.folder / n) for n in demo.models), "--save_path", str(report))
+    train, evaluate = (_next(demo, name) for name in ("MMUnlearner", "questions to MMUnlearner"))
+    print(NEXT.format(report=report, folder=demo.folder, train=train, evaluate=evaluate))
+
+
+FILES = {"csv": "csv", "latex": "tex", "markdown": "md"}
+NEXT = """
+Open {report} in a browser: what was forgotten, what it cost, and every portrait with each model's answers.
+Try the mask of the language part alone, and compare:
+
+  source .venv/bin/activate
+  {train}
+  {evaluate}
+  python eval/table.py {folder} --brief
+"""
+
+
+def _next(demo: Demo, name: str) -> str:
+    """The command of a step, for the mask of the language part."""
+    argv = next(one.argv for one in steps(demo) if one.name == name)
+    ours, new = str(demo.folder / "manifold"), str(demo.folder / "language_mask")
+    return _folded([new if word == ours else word.replace("_both_", "_language_") for word in argv])
+
+
+def _folded(words: Sequence[str]) -> str:
+    """A command over lines of at most 100 characters."""
+    lines = ["python"]
+    for word in map(shlex.quote, words):
+        if len(lines[-1]) + len(word) > 96 and word.startswith("--"):
+            lines[-1] += " \\"
+            lines.append("     ")
+        lines[-1] += f" {word}"
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(parse_args())
