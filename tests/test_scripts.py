@@ -70,7 +70,7 @@ def test_a_forget_step_stays_inside_the_mask(kind, part, train_args, masks, tiny
 @pytest.mark.parametrize("kind", ["llava", "qwen2_vl"])
 def test_a_whole_run(kind, train_args, masks, tiny, tmp_path):
     path = masks(kind) / "mllmu_language_mask.pt"
-    run_script(MANIFOLD, *train_args(model_id=tiny[kind], grad_mask_path=path, batch_size=15, lr=1e-4))
+    run_script(MANIFOLD, *train_args(model_id=tiny[kind], grad_mask_path=path, batch_size=10, lr=1e-4))
     log = jsonl(tmp_path / "run" / "log.jsonl")
     assert "".join(line["phase"][0] for line in log) == "frrrrfrrrr"  # 2 and 8 batches
     assert all((line["loss"] < 0) == (line["phase"] == "forget") for line in log)
