@@ -65,6 +65,13 @@ def test_an_interval_that_touches_zero_proves_nothing():
     assert verdict(above, above, zero) == "no more than the retrained model"
 
 
+def test_an_attack_that_harms_everybody_shows_nothing():
+    zero, above, below = (Estimate(0.0, bounds) for bounds in ([0.0, 9.0], [1.0, 9.0], [-9.0, -1.0]))
+    assert verdict(above, zero, zero, below).startswith("not brought back, by what harms")
+    assert verdict(above, zero, zero, zero) == verdict(above, zero, zero) == "not brought back"
+    assert verdict(above, above, above, below) == "hidden, not forgotten"
+
+
 # ---------------------------------------------------------------- whole runs
 @pytest.fixture(scope="module")
 def evaluated(nano, tiny, tmp_path_factory):

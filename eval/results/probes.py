@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ VERSION = 1  # of results.json
 NEEDED = {"version": int, "probe": str, "settings": dict, "rows": list, "findings": list}
 HIDDEN, GONE, AS_RETRAINED = "hidden, not forgotten", "not brought back", "no more than the retrained model"
 NOTHING_LOST, UNKNOWN = "nothing was lost", "too few people to tell"
+HARMED = "not brought back, by what harms the people to retain, too"
 
 People = Mapping[str, Sequence[float]]  # person -> sums of scores, and last the number of questions
 
@@ -162,27 +163,30 @@ class Finding:
         return cls(**{**fields, **found})
 
 
-def verdict(lost: Estimate, recovered: Estimate, beyond: Estimate) -> str:
-    """In this order: nothing was lost, if the interval of what unlearning took holds 0; hidden, if the model
-    recovers something, and more than the retrained model, with both whole intervals above 0; no more than
-    the retrained model, if it recovers something; else it was not brought back."""
+def verdict(lost: Estimate, recovered: Estimate, beyond: Estimate, retain: Estimate | None = None) -> str:
+    """In this order: nothing was lost, if the interval of what unlearning took is not wholly above 0; hidden,
+    if the model recovers something, and more than the retrained model, with both whole intervals above 0; no
+    more than the retrained model, if it recovers something; else it was not brought back, which says little
+    where the attack took from the people to retain (their whole interval below 0)."""
     if recovered.interval is None:
         return UNKNOWN
     if not lost.above_zero:
         return NOTHING_LOST
-    if not recovered.above_zero:
-        return GONE
-    return HIDDEN if beyond.above_zero else AS_RETRAINED
+    if recovered.above_zero:
+        return HIDDEN if beyond.above_zero else AS_RETRAINED
+    return HARMED if retain and retain.interval and retain.interval[1] < 0 else GONE
 
 
-def in_words(number: str, lost: Estimate, recovered: Estimate, reference: Estimate, beyond: Estimate) -> str:
+def in_words(finding: Finding) -> str:
     """`recovers 40.0 of 75.0 points [28.0, 52.0]; the retrained model 6.0 [0.0, 12.0]: hidden, not
     forgotten`"""
-    found, digits = verdict(lost, recovered, beyond), 1 if number == "accuracy" else 3
+    number, recovered, lost = finding.number, finding.recovered, finding.lost
+    found = verdict(lost, recovered, finding.beyond, finding.retain)
+    digits, unit = (1, "points") if number == "accuracy" else (3, f"of {number}")
     value, *bounds = recovered.text(number).split(" ", 1)
-    unit = "points" if number == "accuracy" else f"of {number}"
     of = f"{value} of {lost.value:z.{digits}f} {unit}" if found != NOTHING_LOST else f"{value} {unit}"
-    return f"recovers {' '.join([of, *bounds])}; the retrained model {reference.text(number)}: {found}"
+    theirs = finding.reference.text(number)
+    return f"recovers {' '.join([of, *bounds])}; the retrained model {theirs}: {found}"
 
 
 def findings(own: Iterable[Row], reference: Iterable[Row]) -> list[Finding]:
@@ -197,13 +201,12 @@ def findings(own: Iterable[Row], reference: Iterable[Row]) -> list[Finding]:
             continue
         if row.place not in theirs:
             raise ValueError(f"{', '.join(row.place)}: the reference was not asked the same questions")
-        change, beyond, other = row.change, row.beyond(theirs[row.place]), theirs[row.place].change
-        found.append(
-            Finding(
-                row.condition, in_words(row.number, row.lost, change, other, beyond), row.task, row.modality,
-                row.number, row.n, len(row.people), row.lost, change, other, beyond, kept.get(row.place),
-            )
+        reference = theirs[row.place]
+        finding = Finding(
+            row.condition, "", row.task, row.modality, row.number, row.n, len(row.people), row.lost,
+            row.change, reference.change, row.beyond(reference), kept.get(row.place),
         )  # fmt: skip
+        found.append(replace(finding, verdict=in_words(finding)))
     return found
 
 
