@@ -34,13 +34,16 @@ from data_process.coverage import layer_map, top_share
 from eval.results import figures
 from eval.results.cards import about, cards, rows
 from eval.results.compare import blocks, reference_row, split_order, splits_of, title, vanilla_row
+from eval.results.depth_map import depth_rows, depth_svg
+from eval.results.facts import MORE
 from eval.results.portraits import Portrait, portraits
 from eval.results.predictions import Prediction
+from eval.results.probes import HIDDEN
 from eval.results.read import Result, add_result_args, given_results, read_answers
 from eval.results.remarks import NANO_REMARK, remarks
 from eval.results.rings import truth_of
-from eval.results.runs import MaskUse, Run, cost_rows, load_runs, masks_of
-from eval.results.verdicts import aims, gate_lines, gate_summary
+from eval.results.runs import MaskUse, Probed, Run, cost_rows, load_runs, masks_of, probed
+from eval.results.verdicts import DAMAGE, aims, gate_lines, gate_summary
 from eval.tasks import FACTUALITY, TASKS, split_of
 from utils import checkpoint, cli, folders
 
@@ -224,6 +227,18 @@ def plots(results: Sequence[Result], masks: Sequence[MaskUse]) -> dict[str, Any]
     }
 
 
+def depth(probes: Sequence[Probed], masks: Sequence[MaskUse]) -> dict[str, Any]:
+    """The map of the depth probe: "svg" and "rows", what it shows as a table; empty without results. Only
+    models of the layers of the first are in it, and only one mask is."""
+    from markupsafe import Markup
+
+    found = {of.label: of.depth for of in probes if of.depth}
+    layers = next((content["stages"] for content in found.values()), None)
+    alike = {label: content for label, content in found.items() if content["stages"] == layers}
+    drawn = depth_svg(alike, masks[0].coverage if masks else {}, "depth") if alike else None
+    return {"svg": Markup(drawn), "rows": depth_rows(alike)} if drawn else {}
+
+
 def _svg(figure: Figure | None, name: str, titles: Mapping[str, str] | None = None) -> Markup:
     from markupsafe import Markup
 
@@ -235,13 +250,14 @@ def render(
     cases: Sequence[Case],
     found: dict[Portrait, str],
     masks: Sequence[MaskUse],
+    probes: Sequence[Probed],
     limit: int,
 ) -> str:
     """The whole page. All of it passes through escaping: the template's, or matplotlib's for the SVG."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     results = [run.result for run in runs]
-    tables, told = blocks(results), [*gate_lines(results), *remarks(results)]
+    tables, told = blocks(results), [*gate_lines(results), *remarks(results), *_lost(found, cases)]
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent),
         autoescape=True,
@@ -254,7 +270,10 @@ def render(
         title=title(results),
         about=about(runs),
         gate=gate_summary(results),
-        cards=cards(runs, masks),
+        cards=cards(runs, masks, probes),
+        probes=probes,
+        unwanted=(HIDDEN, DAMAGE, *MORE.values()),
+        depth=depth(probes, masks),
         aims=aims(results),
         rows=rows(results),
         warnings=[line.removeprefix("warning: ") for line in told if line.startswith("warning")],
@@ -270,13 +289,19 @@ def render(
         cases=len(cases),
         forget_people=len({case.asked.person for case in cases if case.asked.split == "forget"}),
         people_shown=limit,
-        pictures_wanted=len(pictures_of(cases)),
-        pictures_found=len(found),
         splits={split: split_of(split).title for split in dict.fromkeys(case.asked.split for case in cases)},
         tasks=list(dict.fromkeys(case.asked.task for case in cases)),
         modalities=list(dict.fromkeys(case.asked.modality for case in cases)),
         data=page_data(results, cases, found, limit),
     )
+
+
+def _lost(found: dict[Portrait, str], cases: Sequence[Case]) -> list[str]:
+    wanted = len(pictures_of(cases))
+    return [
+        f"warning: {wanted - len(found)} of {wanted} pictures were not found in the benchmark folder; run the"
+        " report with --data_dir to show them"
+    ] * (len(found) < wanted)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -286,7 +311,7 @@ def main(args: argparse.Namespace) -> None:
     folders.check_file(args.save_path, "--save_path", args.problems, ".html", ".htm")
     cases = load_cases(results, args.problems)
     runs = load_runs(results, args.problems)
-    masks = masks_of(runs, args.problems)
+    masks, probes = masks_of(runs, args.problems), probed(runs, args.problems)
     args.problems.stop()
 
     folder = args.data_dir or next(
@@ -299,7 +324,7 @@ def main(args: argparse.Namespace) -> None:
     for use in masks:
         if use.folder is None:
             print(f"{', '.join(use.labels)}: no coverage.json beside the mask {use.path}")
-    page = render(runs, cases, found, masks, args.people)
+    page = render(runs, cases, found, masks, probes, args.people)
     path = Path(args.save_path)
     checkpoint.write_whole(path, page.encode())
     print(f"Wrote {path}: {len(cases)} questions, {len(found)} pictures, {path.stat().st_size / 1e6:.1f} MB")

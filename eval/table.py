@@ -36,7 +36,7 @@ from eval.results.compare import Block, blocks, frame, long_frame, reference_row
 from eval.results.figures import tradeoff, tradeoff_plot
 from eval.results.read import Result, add_result_args, given_results, read_answers
 from eval.results.remarks import NANO_REMARK, remarks
-from eval.results.runs import load_runs, masks_of
+from eval.results.runs import load_runs, masks_of, probed
 from eval.results.verdicts import gate_lines
 from eval.tasks import METRICS, lower_is_better
 from utils import checkpoint, cli, folders
@@ -235,11 +235,11 @@ def main(args: argparse.Namespace) -> None:
         folders.check_file(getattr(args, flag), f"--{flag}", args.problems, suffix)
     read_answers(results, args.problems)
     runs = load_runs(results, args.problems) if args.brief else []
-    masks = masks_of(runs, args.problems)
+    masks, probes = masks_of(runs, args.problems), probed(runs, args.problems)
     args.problems.stop()
 
     if args.brief:
-        print(brief(runs, masks))
+        print(brief(runs, masks, probes))
     else:
         # a pipe has no width: tables stay whole there
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None

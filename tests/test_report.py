@@ -1,6 +1,7 @@
 """The page on small made-up result folders. Run: python -m pytest tests/test_report.py"""
 
 import base64
+import copy
 import io
 import json
 import re
@@ -21,6 +22,7 @@ from eval.results import figures, portraits
 from eval.results import runs as look_up
 from eval.results.compare import blocks, difference
 from eval.results.predictions import Prediction
+from eval.results.probes import GONE, HIDDEN, NOTHING_LOST, Estimate, Finding, write_probe
 from eval.results.read import load_results
 from eval.results.remarks import remarks
 from eval.results.summary import summarise
@@ -515,6 +517,50 @@ def test_run_json_is_found_where_the_results_name_the_model(runs, relative):
     found = {run.result.label: look_up.training_cost(run.training) for run in given}
     assert found["GA"] == {"time": "12 s", "memory": "1 MB", "host": "", "device": "cpu"}
     assert found["vanilla"] == {}
+
+
+# ---------------------------------------------------------------- probes
+def test_what_probes_have_found_is_on_the_card_and_in_a_table(told, tmp_path, capsys):
+    shutil.copytree(told[0], tmp_path / "runs")
+    model, estimate = tmp_path / "runs/manifold", Estimate(40.0, [28.0, 52.0])
+    numbers = {"number": "accuracy", "modality": "image", "recovered": estimate}
+    found = [
+        Finding("step 20", f"recovers 40 <of> 75 points: {HIDDEN}", **numbers),
+        Finding("step 2", f"recovers 0 of 75 points: {GONE}", **numbers),
+        Finding("text", f"recovers 0 points: {NOTHING_LOST}", **numbers),
+    ]
+    write_probe(model, "relearn", {}, [], found)
+    write_probe(model, "rings", {}, [], [Finding("people outside", "64.3; vanilla 97.1: damage")])
+    text, page = make(tmp_path / "runs", methods=("",))
+    assert "Probes: Hidden, not forgotten, by 1 of 2 attacks (relearn)." in page.words
+    rows = next(table for table in page.tables if table[0][:2] == ["probe", "condition"])
+    assert rows[2] == ["relearn", "step 2", "image", f"recovers 0 of 75 points: {GONE}"]
+    assert re.findall(r'class="words worse">([^<]*)<', text) == [
+        f"recovers 40 &lt;of&gt; 75 points: {HIDDEN}", "64.3; vanilla 97.1: damage",
+    ]  # fmt: skip
+    assert "probes" in page.ids and "depth" not in page.ids and "probes" not in told[2].ids
+    (model / "probes/rings/results.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        make(tmp_path / "runs", methods=("",))
+    assert "rings/results.json is no result of a probe" in capsys.readouterr().err
+
+
+def test_the_depth_map_is_drawn_with_its_numbers(told, tmp_path):
+    shutil.copytree(told[0], tmp_path / "runs")
+    stage = {"reference": {"mean": 0.5}, "model": {"mean": 0.25}, "erased": 0.5, "holds": True}
+    stages = {name: copy.deepcopy(stage) for name in ("tower.0", "layers.0")}
+    for entry in stages.values():
+        for key in ("reference", "model"):
+            entry[key]["interval"] = [0.1, 0.6]
+    more = {"stages": [{"name": "tower.0", "part": "tower"}, {"name": "layers.0", "part": "decoder"}]}
+    more["modalities"] = {"image": {"places": {"answer": {"stages": stages}}}}
+    write_probe(tmp_path / "runs/manifold", "depth", {}, [], [Finding("pictures", "depth 0.5")], **more)
+    text, page = make(tmp_path / "runs", methods=("",))
+    drawing = text[text.index("<svg", text.index('id="depth"')) :].split("</svg>")[0]
+    assert "<title>MMUnlearner" in drawing and len(page.ids) == len(set(page.ids))
+    assert next(t for t in page.tables if t[0][0] == "method")[1:] == [
+        ["MMUnlearner", "image", "answer", name, "0.500", "0.250", "0.50"] for name in stages
+    ]
 
 
 # ---------------------------------------------------------------- what the page's script reads

@@ -11,7 +11,7 @@ from eval.results.compare import reference_row, title
 from eval.results.figures import shortened
 from eval.results.read import Result
 from eval.results.remarks import FEW_PEOPLE, NANO_REMARK
-from eval.results.runs import MaskUse, Run, time_text, training_seconds
+from eval.results.runs import MaskUse, Probed, Run, probe_line, training_time
 from eval.results.verdicts import Aim, aims, findings, gate_summary, sentence, standing
 from eval.tasks import METRICS
 
@@ -28,16 +28,17 @@ class Column:
     left: bool = False
 
 
-def brief(runs: Sequence[Run], masks: Sequence[MaskUse]) -> str:
+def brief(runs: Sequence[Run], masks: Sequence[MaskUse], probes: Sequence[Probed] = ()) -> str:
     """One compact table per setting: rows of different settings are not compared."""
     settings = dict.fromkeys(run.result.setting for run in runs)
     parts = [
-        _of_setting([run for run in runs if run.result.setting == setting], masks) for setting in settings
+        _of_setting([run for run in runs if run.result.setting == setting], masks, probes)
+        for setting in settings
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _of_setting(runs: Sequence[Run], masks: Sequence[MaskUse]) -> str:
+def _of_setting(runs: Sequence[Run], masks: Sequence[MaskUse], probes: Sequence[Probed]) -> str:
     results = [run.result for run in runs]
     shown = aims(results)
     table = _table(runs, masks, shown)
@@ -45,7 +46,9 @@ def _of_setting(runs: Sequence[Run], masks: Sequence[MaskUse]) -> str:
         shown = shown[:-1]  # from the right: people outside first
         table = _table(runs, masks, shown)
     chosen = spoken_for(results)
-    told = [*gate_summary(results), *meaning(results, shown), *(sentence(r, results) for r in chosen)]
+    attacked = {of.label: probe_line(of.findings) for of in probes}
+    told = [*gate_summary(results), *meaning(results, shown)]
+    told += [f"{sentence(r, results)} {attacked.get(r.label, '')}" for r in chosen]
     top = fill(about(results), WIDTH)
     return "\n".join([top, "", table, "", *(fill(line, WIDTH) for line in told if line)])
 
@@ -70,10 +73,9 @@ def _table(runs: Sequence[Run], masks: Sequence[MaskUse], shown: Sequence[Aim]) 
         columns.append(Column(aim.header, cells))
     if any(result.is_reference for result in results):
         columns.append(Column(("vs.", "retrained"), [_standing(r, results) for r in results], left=True))
-    seconds = [training_seconds(run, masks) for run in runs]
-    if any(seconds):
-        times = ["–" if time is None else time_text(time) for time in seconds]
-        columns.append(Column(("", "time"), times, left=True))
+    times = [training_time(run, masks) for run in runs]
+    if any(times):
+        columns.append(Column(("", "time"), [time or "–" for time in times], left=True))
     return "\n".join(_lines(columns))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from eval.results.compare import reference_row, title
 from eval.results.read import Result
-from eval.results.runs import MaskUse, Run, time_text, training_seconds
+from eval.results.runs import MaskUse, Probed, Run, probe_line, training_time
 from eval.results.verdicts import Finding, aims, findings, headline
 from eval.tasks import METRICS
 
@@ -24,20 +24,20 @@ class Card:
     time: str
     retraining: str
     masked: bool
+    probes: str  # what attacks bring back, in a sentence; "" where the model was not probed
 
 
-def cards(runs: Sequence[Run], masks: Sequence[MaskUse]) -> list[Card]:
+def cards(runs: Sequence[Run], masks: Sequence[MaskUse], probes: Sequence[Probed]) -> list[Card]:
     """One per method, this suite's first."""
-    results = [run.result for run in runs]
-    seconds = {run.result: training_seconds(run, masks) for run in runs}
-    text = lambda time: "" if time is None else time_text(time)
+    results, said = [run.result for run in runs], {of.label: probe_line(of.findings) for of in probes}
+    time = {run.result: training_time(run, masks) for run in runs}
     found = []
     for result in sorted(results, key=lambda result: not result.is_own):
         if not (result.is_vanilla or result.is_reference):
-            times = text(seconds[result]), text(seconds.get(reference_row(result, results)))
+            times = time[result], time.get(reference_row(result, results), "")
             told = headline(result, results), findings(result, results)
-            masked = any(result.label in use.labels for use in masks)
-            found.append(Card(result.label, *told, *times, masked))
+            masked = any(result.label in use.labels and use.made for use in masks)
+            found.append(Card(result.label, *told, *times, masked, said.get(result.label, "")))
     return found
 
 

@@ -9,10 +9,8 @@ eval/results/depth.py defines the numbers, eval/probes/depth.py measures them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from eval.results.depth import THRESHOLD
@@ -80,14 +78,6 @@ class Tips:
         artist.set_gid(name)
         self.texts[name] = text
 
-    def put(self, drawing: str, name: str) -> str:
-        """The <svg> with a <title> in every group that has a tip; name: as svg() was given it."""
-        for key, text in self.texts.items():
-            drawing = re.sub(
-                rf'(<g id="{re.escape(name)}-{key}">)', rf"\g<1><title>{escape(text)}</title>", drawing
-            )
-        return drawing
-
 
 def depth_svg(depths: dict[str, dict[str, Any]], coverage: dict[str, Any], name: str) -> str | None:
     """The map as an <svg> element for the report, with values on hover; None without results.
@@ -97,7 +87,7 @@ def depth_svg(depths: dict[str, dict[str, Any]], coverage: dict[str, Any], name:
     drawing.
     """
     drawn = depth_map(depths, coverage)
-    return drawn and drawn[1].put(svg(drawn[0], name), name)
+    return drawn and svg(drawn[0], name, drawn[1].texts)
 
 
 def depth_map(depths: dict[str, dict[str, Any]], coverage: dict[str, Any]) -> tuple[Figure, Tips] | None:
