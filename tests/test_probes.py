@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
-from conftest import RATIO, load_script, picture_cell, read_table, run_script, write_table
+from conftest import RATIO, ROOT, load_script, picture_cell, read_table, run_script, write_table
 
 from eval.results.probes import Estimate, Row, findings, probe_rows, verdict
 
@@ -406,3 +408,22 @@ def test_membership_and_memorisation_measure_each_model_once(models, monkeypatch
         )
         assert model == reference and f["beyond"]["value"] == 0
         assert lost["value"] == pytest.approx(f["values"]["vanilla"]["value"] - model["value"], abs=2e-4)
+
+
+# ---------------------------------------------------------------- help
+def test_help_of_every_probe_imports_nothing_heavy():
+    scripts = [p for p in sorted((ROOT / "eval/probes").glob("*.py")) if "def parse_args" in p.read_text()]
+    program = """
+import contextlib, io, runpy, sys
+for script in sys.argv[1:]:
+    out, sys.argv = io.StringIO(), [script, "--help"]
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        runpy.run_path(script, run_name="__main__")
+    name = "eval/probes/" + script.rpartition("/")[2]
+    assert f"python {name} runs/" in out.getvalue(), f"{name}: the help opens with a complete command"
+heavy = [name for name in ("torch", "transformers", "scipy", "matplotlib") if name in sys.modules]
+assert not heavy, heavy
+"""
+    words = [sys.executable, "-c", program, *map(str, scripts)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert len(scripts) >= 6 and done.returncode == 0, done.stderr
