@@ -23,6 +23,7 @@ import json
 import math
 import random
 import re
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from eval.probes import probe
+from eval.results.probes import probe_folder
 from eval.results.rings import truth_of
 from utils import cli, engines, folders
 from utils.clear import CLEARBench
@@ -205,12 +207,14 @@ def main(args) -> None:
                 questions = [probe.changed(q, f"{name}, {number} steps") for q in study.questions]
                 about = json.dumps(study.settings(subject, **settings), sort_keys=True, default=str)
                 digest = hashlib.sha256(about.encode()).hexdigest()[:8]
-                folder = subject.folder / "probes" / "relearn" / f"model_{name}_{number}_{digest}"
+                folder = probe_folder(subject.folder, "relearn") / f"model_{name}_{number}_{digest}"
                 make = partial(train, args, subject.folder, data[name], number, folder)
                 found.append(probe.Asking(f"{name}_{number}", questions, make=make))
         return found
 
     probe.run(study, "relearn", askings, settings)
+    for left in probe_folder(study.model.folder, "relearn").glob("*model_*"):
+        shutil.rmtree(left, ignore_errors=True)  # of trainings that were stopped, and not gone on with
 
 
 if __name__ == "__main__":
