@@ -9,7 +9,7 @@ from conftest import Made, make_tiny, picture_cell, sample
 
 from eval.answering.forced import answer_log_prob
 from eval.answering.patching import PatchSetup
-from eval.results.depth import question_depth, summarise, verdict
+from eval.results.depth import net, question_depth, summarise, verdict
 from eval.results.depth_map import depth_rows, depth_svg
 from eval.results.probes import Estimate
 from utils.data import Question
@@ -30,19 +30,60 @@ def test_depth_by_hand():
     assert question_depth({("picture", "a"): 0.04}, {("picture", "a"): 1.0}) is None
 
 
+LOST, ZERO = Estimate(40.0, [20.0, 60.0]), Estimate(5.0, [0.0, 10.0])
+
+
 @pytest.mark.parametrize(
-    ("depth", "interval", "lost", "expected"),
+    ("net", "gap", "lost", "expected"),
     [
-        (0.1, (0.0, 0.3), (40.0, [20.0, 60.0]), "depth 0.10 [0.00, 0.30]: hidden, not forgotten"),
-        (0.8, (0.6, 0.9), (40.0, [20.0, 60.0]), "depth 0.80 [0.60, 0.90]: gone from most layers"),
-        (0.4, (0.3, 0.6), (40.0, [20.0, 60.0]), "depth 0.40 [0.30, 0.60]: in between"),
-        (0.1, (0.0, 0.3), (5.0, [0.0, 10.0]), "depth 0.10 [0.00, 0.30]: nothing was lost"),
-        (0.1, None, (5.0, None), "depth 0.10: too few people to tell"),
-        (None, None, (5.0, None), "the retrained model lacks nothing"),
+        (
+            (0.0, 0.3),
+            (1.0, 2.0),
+            LOST,
+            "depth 0.10 [0.00, 0.20], net 0.10 [0.00, 0.30]: hidden, not forgotten",
+        ),
+        (
+            (0.6, 0.9),
+            (1.0, 2.0),
+            LOST,
+            "depth 0.10 [0.00, 0.20], net 0.10 [0.60, 0.90]: gone from most layers",
+        ),
+        ((0.3, 0.6), (1.0, 2.0), LOST, "depth 0.10 [0.00, 0.20], net 0.10 [0.30, 0.60]: in between"),
+        ((0.0, 0.3), (1.0, 2.0), ZERO, "depth 0.10 [0.00, 0.20], net 0.10 [0.00, 0.30]: nothing was lost"),
+        ((0.0, 0.3), (0.0, 2.0), LOST, "depth 0.10 [0.00, 0.20]: the retrained model lacks nothing"),
+        (None, None, LOST, "depth 0.10: too few people to tell"),
     ],
 )
-def test_verdicts(depth, interval, lost, expected):
-    assert verdict(depth, interval, Estimate(*lost)) == expected
+def test_verdicts(net, gap, lost, expected):
+    found = {"depth": 0.1, "interval": [0.0, 0.2], "net": {"value": 0.1, "interval": net}}
+    assert verdict(found | {"gap": {"value": 1.0, "interval": gap}}, lost) == expected
+    assert verdict({"depth": None}, lost) == "the retrained model lacks nothing"
+
+
+def by_hand(deltas: dict[str, list[tuple[float, float]]]) -> tuple[list[Question], dict]:
+    """{split: (delta at stage a, at stage b) of each person} -> questions, and what was measured of them."""
+    asked = [
+        Question(f"{split}/{k}", f"{split} {k}", split, "cloze", "image", "?", "x")
+        for split, people in deltas.items()
+        for k in range(len(people))
+    ]
+    pairs = [pair for people in deltas.values() for pair in people]
+    return asked, {q.id: {"drops": {"answer": dict(zip("ab", pair))}} for q, pair in zip(asked, pairs)}
+
+
+def test_what_patching_costs_anyway_is_taken_off():
+    """By hand: 1 and 2 nats at people whom both know, 3 and 2 where the retrained model lacks something."""
+    others = [(1.0, 2.0)] * 4
+    asked, reference = by_hand({"forget": [(3.0, 2.0)] * 4, "retain": others})
+    groups = [[q for q in asked if q.split == split] for split in ("forget", "retain")]
+    _, own = by_hand({"forget": [(1.5, 4.0)] * 4, "retain": [(1.0, 0.5)] * 4})
+    found = net(*groups, reference, own)
+    assert found["gap"] == Estimate(2.0, [2.0, 2.0]) and found["depth"] == Estimate(0.25, [0.25, 0.25])
+    assert net(*groups, reference, reference)["depth"].value == 1
+    _, vanilla = by_hand({"forget": [(0.0, 0.0)] * 4, "retain": [(0.0, 0.0)] * 4})
+    assert net(*groups, reference, vanilla)["depth"].value == 0
+    _, knows = by_hand({"forget": [(1.0, 2.0)] * 4, "retain": others})
+    assert net(*groups, knows, own)["gap"].value == 0 and net(groups[0], [], reference, own) is None
 
 
 # ---------------------------------------------------------------- hidden states
@@ -175,6 +216,7 @@ def test_the_map_shows_every_number_on_hover(pair, tmp_path):
     }
     drawing = depth_svg({"GA <b>": found}, coverage, "map1")
     assert drawing.startswith("<svg") and "<b>" not in drawing and 'id="map1-tip0"><title>' in drawing
+    assert "people it knows" in drawing
     assert drawing.count("<title>GA &lt;b&gt; · ") == len(depth_rows({"GA <b>": found})) == 5 + 2 + 2 + 2
     assert "multi_modal_projector: 25.0 % of the weights are salient" in drawing
     assert depth_svg({}, coverage, "map1") is None

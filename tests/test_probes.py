@@ -278,11 +278,11 @@ def test_depth_goes_on_and_is_measured_once_for_the_retrained_model(models, monk
     monkeypatch.setattr(PatchWorker, "answer", lambda self, s: seen.append(len(s)) or answer(self, s))
     found = probe("depth", models, "--gpus", "0")
     asked = sum(of["questions"] for of in found["modalities"].values())
-    assert sum(seen) == 2 * asked == 2 * 20
+    assert sum(seen) == 2 * 2 * asked == 2 * 40  # of people to forget and to retain, of two models
     for modality, places in (("image", {"picture", "answer"}), ("text", {"question", "answer"})):
         of = found["modalities"][modality]
         assert of["places"].keys() == places and (of["depth"] == 1) == (of["known_to_both"] < of["questions"])
-    assert [f["verdict"].rpartition(": ")[2] for f in found["findings"]] == ["nothing was lost"] * 2
+    assert all(of["net"]["value"] == 1 and of["gap"]["interval"] for of in found["modalities"].values())
     drops = models / "unlearned/probes/depth/drops.jsonl"
     lines = drops.read_bytes().splitlines(keepends=True)
     assert (

@@ -547,7 +547,7 @@ def test_what_probes_have_found_is_on_the_card_and_in_a_table(told, tmp_path, ca
 
 def test_the_depth_map_is_drawn_with_its_numbers(told, tmp_path):
     shutil.copytree(told[0], tmp_path / "runs")
-    stage = {"reference": {"mean": 0.5}, "model": {"mean": 0.25}, "erased": 0.5, "holds": True}
+    stage = {"reference": {"mean": 0.5}, "model": {"mean": 0.25}, "erased": 0.5, "holds": True, "retain": 0.1}
     stages = {name: copy.deepcopy(stage) for name in ("tower.0", "layers.0")}
     for entry in stages.values():
         for key in ("reference", "model"):
@@ -559,7 +559,7 @@ def test_the_depth_map_is_drawn_with_its_numbers(told, tmp_path):
     drawing = text[text.index("<svg", text.index('id="depth"')) :].split("</svg>")[0]
     assert "<title>MMUnlearner" in drawing and len(page.ids) == len(set(page.ids))
     assert next(t for t in page.tables if t[0][0] == "method")[1:] == [
-        ["MMUnlearner", "image", "answer", name, "0.500", "0.250", "0.50"] for name in stages
+        ["MMUnlearner", "image", "answer", name, "0.500", "0.100", "0.250", "0.50"] for name in stages
     ]
 
 

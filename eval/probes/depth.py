@@ -9,9 +9,12 @@ states (δ2). The depth of the unlearning is Σ δ1·clip(δ2/δ1, 0, 1) / Σ δ
 text apart: 1, as deep as in the retrained model; 0, nothing is gone, but perhaps the output alone is broken.
 eval/results/depth.py has the definition, eval/answering/patching.py says which tokens are meant.
 
-Questions are those of the model's own evaluation about the people to forget; the right option's text is the
-answer. Written: <model>/probes/depth/results.json, and what was measured of each question in drops.jsonl, for
-the retrained model too, where other unlearned models find it. A probe that was stopped goes on.
+The same is done to questions about people to retain, whom all models know: what it costs there is the misfit
+of two trainings, and is taken off for the net depth, by which the verdict goes.
+
+Questions are those of the model's own evaluation; the right option's text is the answer. Written:
+<model>/probes/depth/results.json, and what was measured of each question in drops.jsonl, for the retrained
+model too, where other unlearned models find it. A probe that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -57,9 +60,9 @@ def finding(study: probe.Study, modality: str, found: dict) -> Finding:
     answers = {("", q.id): probe.score(study.model.answers[q.id]) for q in asked if q.task == task}
     (row,) = probe.rows(study, study.model, answers)
     return Finding(
-        "depth", verdict(found["depth"], found["interval"], row.lost), task, modality, row.number,
+        "depth", verdict(found, row.lost), task, modality, row.number,
         found["questions"], found["people"], lost=row.lost,
-        values={name: found[name] for name in ("depth", "interval", "known_to_both")},
+        values={name: found[name] for name in ("depth", "interval", "gap", "net", "known_to_both")},
     )  # fmt: skip
 
 
@@ -67,7 +70,7 @@ def main(args) -> None:
     from eval.answering.patching import stages_of
 
     study = probe.Study(args)
-    questions = [q for q in study.questions if q.split == "forget"]
+    questions = study.questions
     reference, own = (drops_of(study, subject, questions) for subject in (study.reference, study.model))
     model = models.empty_model(str(study.vanilla.folder))
     stages = stages_of(model, models.family_of(model))

@@ -33,7 +33,7 @@ from eval.results.probes import AS_RETRAINED, UNKNOWN, Estimate, Finding
 from utils import cli, folders
 from utils.data import Question, Sample
 
-STILL, TRACE = "still memorised", "a new trace: less than in a model that never knew"
+STILL, TRACE = "still memorised", "less than the retrained model, a new trace"
 
 
 def parse_args(argv: list[str] | None = None):

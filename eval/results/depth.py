@@ -4,16 +4,25 @@
          vanilla model behind a layer, δ2 = the same with the unlearned model's (eval/answering/patching.py)
     depth of a question = Σ δ1 · clip(δ2/δ1, 0, 1) / Σ δ1    over layers and places with δ1 > THRESHOLD
 
-and the mean over questions: 1 where a model lacks all that the retrained one lacks, 0 where it lacks nothing.
-A method that breaks the output alone has δ2 in the last layers only, so its depth is near 0. A question
-without such a layer is left out: the retrained model lacks nothing there. arXiv 2605.24614, for text; the
-vision tower, the projector and the place of the picture's tokens are ours.
+and the mean over questions of the people to forget: 1 where a model lacks all that the retrained one lacks,
+0 where it lacks nothing. A method that breaks the output alone has δ2 in the last layers only, so its depth
+is near 0. A question without such a layer is left out: the retrained model lacks nothing there. arXiv
+2605.24614, for text; the vision tower, the projector and the place of the picture's tokens are ours.
+
+States of a model that was trained anew do not quite fit into another one, whatever it knows. So the same is
+done to questions about people to retain, whom all models know, and the net depth, ours, is of what is beyond:
+
+    D1, D2 = mean δ1, δ2 of the people to forget − mean δ1, δ2 of those to retain, layer by layer
+    gap = Σ D1; net depth = Σ D1 · clip(D2/D1, 0, 1) / Σ D1 over D1 > THRESHOLD
+
+Where the interval of the gap holds 0 the retrained model lacks nothing, and no depth says anything.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from eval.results import intervals
@@ -66,26 +75,73 @@ def mean(pairs: Sequence[tuple[str, float]]) -> dict[str, Any]:
     }
 
 
+def net(
+    forget: Sequence[Question], retain: Sequence[Question], reference: Measured, own: Measured
+) -> dict[str, Estimate] | None:
+    """{"gap": in nats per token, "depth": 0..1, NaN without a layer}, with intervals over people of both
+    groups, drawn apart; None where nobody is asked about in one of them."""
+    import numpy as np
+
+    if not forget or not retain:
+        return None
+    cells = list(flat(reference[forget[0].id]["drops"]))
+    rng, means = np.random.default_rng(intervals.SEED), []
+    for group in (forget, retain):
+        people = sorted({q.person for q in group})
+        draws = rng.multinomial(len(people), [1 / len(people)] * len(people), intervals.RESAMPLES)
+        draws = np.vstack([np.ones_like(draws[:1]), draws])  # (R, P), the first: everybody once
+        asked = np.array([sum(q.person == person for q in group) for person in people])
+        for of in (reference, own):
+            values = {q.id: np.array([flat(of[q.id]["drops"])[cell] for cell in cells]) for q in group}
+            sums = np.array([sum(values[q.id] for q in group if q.person == person) for person in people])
+            means.append((draws @ sums) / (draws @ asked)[:, None])  # (R, cells)
+    d1, d2 = means[0] - means[2], means[1] - means[3]
+    held = d1 * (d1 > THRESHOLD)
+    with np.errstate(invalid="ignore"):
+        depth = np.clip(d2, 0, held).sum(1) / held.sum(1)
+    few = min(len({q.person for q in group}) for group in (forget, retain)) < 2
+    return {"gap": _estimate(d1.sum(1), few), "depth": _estimate(depth, few)}
+
+
+def _estimate(values, few: bool) -> Estimate:
+    """The first value with the interval of the others, where there are any."""
+    import numpy as np
+
+    known = values[1:][~np.isnan(values[1:])]
+    bounds = None if few or not known.size else np.percentile(known, [2.5, 97.5])
+    tidy = lambda value: round(float(value), DIGITS) + 0.0
+    return Estimate(tidy(values[0]), None if bounds is None else [tidy(bound) for bound in bounds])
+
+
 def summarise(
     questions: Sequence[Question],
     stages: Sequence[Any],
     reference: Measured,
     own: Measured,
 ) -> dict[str, Any]:
-    """{modality: {"depth", "interval", "people", "questions", "known_to_both", "places": {place: {"depth",
-    "interval", "stages": {stage: {"reference", "model", "erased", "holds"}}}}}}.
+    """{modality: {"depth", "interval", "gap", "net", "people", "questions", "known_to_both", "places":
+    {place: {"depth", "interval", "stages": {stage: {"reference", "model", "retain", "erased", "holds"}}}}}}.
 
-    stages: eval.answering.patching.Stage. known_to_both: questions left out of the depth, since the retrained
-    model lacks nothing. reference, model: mean δ1 and δ2 over all questions with their intervals over people;
-    erased: Σ δ1·LER / Σ δ1 of the layer, None where no question has δ1 > THRESHOLD; holds: the share of
-    questions that do.
+    stages: eval.answering.patching.Stage. gap, net: as net() has them, as dicts, None without people to
+    retain. known_to_both: questions left out of the depth, since the retrained model lacks nothing.
+    reference, model: mean δ1 and δ2 over all questions with their intervals over people; retain: the mean δ1
+    of people to retain; erased: Σ δ1·LER / Σ δ1 of the layer, None where no question has δ1 > THRESHOLD;
+    holds: the share of questions that do.
     """
     found = {}
     for modality in dict.fromkeys(q.modality for q in questions):
-        asked = [q for q in questions if q.modality == modality]
+        asked, others = (
+            [q for q in questions if q.modality == modality and (q.split == "forget") is forgets]
+            for forgets in (True, False)
+        )
+        if not asked:
+            continue
+        beyond = net(asked, others, reference, own)
         places = dict.fromkeys(place for q in asked for place in reference[q.id]["drops"])
         found[modality] = {
             **_depth(asked, reference, own, None),
+            "gap": beyond and asdict(beyond["gap"]),
+            "net": beyond and asdict(beyond["depth"]),
             "people": len({q.person for q in asked}),
             "questions": len(asked),
             "known_to_both": sum(not holding(flat(reference[q.id]["drops"])) for q in asked),
@@ -93,7 +149,7 @@ def summarise(
                 place: {
                     **_depth(asked, reference, own, {place}),
                     "stages": {
-                        stage.name: _stage(asked, reference, own, (place, stage.name))
+                        stage.name: _stage(asked, others, reference, own, (place, stage.name))
                         for stage in stages
                         if stage.name in reference[asked[0].id]["drops"][place]
                     },
@@ -114,34 +170,39 @@ def _depth(asked, reference, own, places: set[str] | None) -> dict[str, Any]:
     return {"depth": number["mean"], "interval": number["interval"]}
 
 
-def _stage(asked, reference, own, cell: Cell) -> dict[str, Any]:
+def _stage(asked, others, reference, own, cell: Cell) -> dict[str, Any]:
     place, stage = cell
     delta = lambda of, q: of[q.id]["drops"][place][stage]
     pairs = [(q.person, delta(reference, q), delta(own, q)) for q in asked]
     held = [(d1, d2) for _, d1, d2 in pairs if d1 > THRESHOLD]
+    kept = [delta(reference, q) for q in others]
     lost = math.fsum(erased(d1, d2) for d1, d2 in held)
     return {
         "reference": mean([(person, d1) for person, d1, _ in pairs]),
         "model": mean([(person, d2) for person, _, d2 in pairs]),
+        "retain": round(math.fsum(kept) / len(kept), DIGITS) + 0.0 if kept else None,
         "erased": round(lost / math.fsum(d1 for d1, _ in held), DIGITS) if held else None,
         "holds": round(len(held) / len(pairs), DIGITS),
     }
 
 
-def verdict(depth: float | None, interval: Sequence[float] | None, lost: Estimate) -> str:
-    """`depth 0.12 [0.05, 0.21]: hidden, not forgotten`: the model lost answers, and its depth is below one
-    half with its whole interval; above one half it is gone from most layers. lost: what it no longer answers
-    of what the vanilla model did."""
-    if depth is None:
+def verdict(found: dict[str, Any], lost: Estimate) -> str:
+    """`depth 0.28 [0.23, 0.33], net 0.27 [0.20, 0.34]: hidden, not forgotten`: the model lost answers, and
+    its net depth is below one half with its whole interval; above one half it is gone from most layers.
+
+    found: of one modality, as summarise() has it; lost: what the model no longer answers of what the vanilla
+    model did."""
+    shown = lambda value, bounds: f"{value:.2f} [{bounds[0]:.2f}, {bounds[1]:.2f}]"
+    if found["depth"] is None:
         return NOTHING_LACKS
-    text = f"depth {depth:.2f}"
-    if interval is None:
+    text = f"depth {found['depth']:.2f}"
+    if not found["interval"] or not found["net"] or not found["gap"]["interval"]:
         return f"{text}: {UNKNOWN}"
-    low, high = interval
+    text = f"depth {shown(found['depth'], found['interval'])}"
+    if found["gap"]["interval"][0] <= 0 or not found["net"]["interval"]:
+        return f"{text}: {NOTHING_LACKS}"
+    low, high = found["net"]["interval"]
+    text = f"{text}, net {shown(found['net']['value'], (low, high))}"
     if not lost.above_zero:
-        found = NOTHING_LOST
-    elif high < 0.5:
-        found = HIDDEN
-    else:
-        found = DEEP if low > 0.5 else BETWEEN
-    return f"{text} [{low:.2f}, {high:.2f}]: {found}"
+        return f"{text}: {NOTHING_LOST}"
+    return f"{text}: {HIDDEN if high < 0.5 else DEEP if low > 0.5 else BETWEEN}"

@@ -3,12 +3,14 @@
 Layers stand in the order in which a picture passes them: vision tower, projector, decoder. Panels from top to
 bottom: the mask's density, and the squared gradients that it was made from; then, for questions about
 pictures and in text, at each place of the decoder, what the retrained model's hidden states cost in the
-vanilla model (δ1: the knowledge sits there) and what each method's cost (δ2: what it removed).
+vanilla model (δ1: the knowledge sits there, as far as it is more than on people whom it knows) and what each
+method's cost (δ2: what it removed).
 eval/results/depth.py defines the numbers, eval/probes/depth.py measures them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,7 @@ PANELS = {  # (modality, place): title
 }
 PARTS = {"tower": "vision tower", "projector": "projector", "decoder": "decoder"}
 RETRAINED = "retrained (δ1)"
+CONTROL = "retrained, on people it knows"
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,9 @@ def _draw_mask(axes: Axes, layers: Layers, what: str, rows: dict[str, list], tip
     )  # fmt: skip
     if what == "saliency":
         axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.set_ylim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
+        axes.tick_params(axis="y", which="minor", labelleft=False)
     plain(axes)
 
 
@@ -167,6 +173,10 @@ def _draw_panel(
     modality, place = panel
     first = next(iter(depths.values()))["modalities"][modality]["places"][place]["stages"]
     _draw_line(axes, layers, RETRAINED, {k: e["reference"] for k, e in first.items()}, None, tips)
+    kept = {
+        k: {"mean": e["retain"], "interval": None} for k, e in first.items() if e.get("retain") is not None
+    }
+    _draw_line(axes, layers, CONTROL, kept, -1, tips)
     for number, (label, found) in enumerate(depths.items()):
         stages = found["modalities"][modality]["places"][place]["stages"]
         _draw_line(axes, layers, label, {k: e["model"] for k, e in stages.items()}, number, tips)
@@ -176,9 +186,9 @@ def _draw_panel(
 
 
 def _style(number: int | None) -> dict[str, Any]:
-    """Of a method, or, None, of the retrained model: that one in the text colour."""
-    if number is None:
-        return {"color": INK, "marker": "o", "linestyle": "-"}
+    """Of a method, or, None, of the retrained model, or, -1, of its control: those in the text colour."""
+    if number in (None, -1):
+        return {"color": INK, "marker": "." if number else "o", "linestyle": ":" if number else "-"}
     return {
         "color": SERIES[number % len(SERIES)],
         "marker": MARKERS[(number + 1) % len(MARKERS)],
@@ -218,15 +228,15 @@ def _label_axis(axes: Axes, layers: Layers) -> None:
 def _legend(figure: Figure, labels: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
-    names = [RETRAINED, *labels]
-    styles = [_style(None), *(_style(k) for k in range(len(labels)))]
+    names = [RETRAINED, CONTROL, *labels]
+    styles = [_style(None), _style(-1), *(_style(k) for k in range(len(labels)))]
     handles = [Line2D([], [], ms=4, lw=1.3, **style) for style in styles]
     legend = figure.legend(
         handles, [str(k) for k in range(len(names))], loc="outside lower center", ncols=4, frameon=False,
         fontsize=8.5, labelcolor=INK,
     )  # fmt: skip
     for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set(text=shortened(name), parse_math=False)
+        text.set(text=name if name == CONTROL else shortened(name), parse_math=False)
 
 
 # ---------------------------------------------------------------- as a table
@@ -237,7 +247,7 @@ def depth_rows(depths: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         {
             "method": label, "modality": modality, "place": place, "stage": stage,
             "reference": entry["reference"]["mean"], "model": entry["model"]["mean"],
-            "erased": entry["erased"], "holds": entry["holds"],
+            "retain": entry.get("retain"), "erased": entry["erased"], "holds": entry["holds"],
         }
         for label, found in depths.items()
         for modality, of in found["modalities"].items()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 AS_RETRAINED, TOLD, TRACE = (
-    "as in the retrained model", "still told apart", "a new trace: less than in the retrained model"
+    "as in the retrained model", "still told apart", "less than the retrained model, a new trace"
 )  # fmt: skip
 DIGITS = 4
 
