@@ -302,15 +302,21 @@ def test_facts_and_rings_are_counted_from_the_evaluations(models, monkeypatch, c
     from utils import models as loading
 
     monkeypatch.setattr(loading, "load_model", lambda *_: pytest.fail("no model is asked"))
-    answers = {}
-    for name in ("vanilla", "retrained", "unlearned"):  # vanilla knows everything, the others nothing
+
+    def answers(name, right) -> None:
         for file in (models / name).glob("zero_shot/*/predictions_*.jsonl"):
             lines = [json.loads(line) for line in file.read_text().splitlines()]
             for line in lines:
                 if "correct" in line:
-                    line["correct"] = name == "vanilla" or line["modality"] == "text"
+                    line["correct"] = right(line["modality"])
             file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        answers[name] = lines
+
+    answers("vanilla", lambda modality: modality == "text")
+    assert probe("facts", models)["findings"] == []
+    assert "there is nothing to count" in capsys.readouterr().out
+    answers("vanilla", lambda modality: True)
+    for name in ("retrained", "unlearned"):
+        answers(name, lambda modality: modality == "text")
     found = probe("facts", models)
     people = 2
     assert [row["split"] for row in found["rows"]] == ["forget", "test"]

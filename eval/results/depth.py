@@ -99,18 +99,8 @@ def net(
     held = d1 * (d1 > THRESHOLD)
     with np.errstate(invalid="ignore"):
         depth = np.clip(d2, 0, held).sum(1) / held.sum(1)
-    few = min(len({q.person for q in group}) for group in (forget, retain)) < 2
-    return {"gap": _estimate(d1.sum(1), few), "depth": _estimate(depth, few)}
-
-
-def _estimate(values, few: bool) -> Estimate:
-    """The first value with the interval of the others, where there are any."""
-    import numpy as np
-
-    known = values[1:][~np.isnan(values[1:])]
-    bounds = None if few or not known.size else np.percentile(known, [2.5, 97.5])
-    tidy = lambda value: round(float(value), DIGITS) + 0.0
-    return Estimate(tidy(values[0]), None if bounds is None else [tidy(bound) for bound in bounds])
+    people = min(len({q.person for q in group}) for group in (forget, retain))
+    return {"gap": Estimate.of_draws(d1.sum(1), people), "depth": Estimate.of_draws(depth, people)}
 
 
 def summarise(

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eval.results.intervals import LEVEL, RESAMPLES, SEED
+from eval.results.intervals import RESAMPLES, SEED
 from eval.results.probes import UNKNOWN, Estimate
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 AS_RETRAINED, TOLD, TRACE = (
     "as in the retrained model", "still told apart", "less than the retrained model, a new trace"
 )  # fmt: skip
-DIGITS = 4
 
 Scores = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # person -> of members, of non-members
 
@@ -55,7 +54,7 @@ def leak(own: Scores, reference: Scores) -> Leak:
     ours, theirs = (_aucs([scores[p] for p in people], draws) for scores in (own, reference))
     spare = 1 - theirs[0]
     privleak = round(100 * (theirs[0] - ours[0]) / spare, 2) + 0.0 if spare else None
-    return Leak(*(_estimate(of, len(people)) for of in (ours, theirs, ours - theirs)), privleak)
+    return Leak(*(Estimate.of_draws(of, len(people)) for of in (ours, theirs, ours - theirs)), privleak)
 
 
 def _aucs(scores: Sequence[tuple[Sequence[float], Sequence[float]]], draws: np.ndarray) -> np.ndarray:
@@ -67,13 +66,3 @@ def _aucs(scores: Sequence[tuple[Sequence[float], Sequence[float]]], draws: np.n
     wins = np.array([[won(a, b) for b in others] for a in members])  # (P, P)
     pairs = np.array([[a.size * b.size for b in others] for a in members], float)
     return ((draws @ wins) * draws).sum(1) / ((draws @ pairs) * draws).sum(1)
-
-
-def _estimate(values: np.ndarray, people: int) -> Estimate:
-    """The first value, of everybody once, with the interval of the others; none with one person."""
-    import numpy as np
-
-    tidy = lambda value: round(float(value), DIGITS) + 0.0  # no minus zero
-    tail = 50 * (1 - LEVEL)
-    bounds = np.percentile(values[1:], [tail, 100 - tail]) if people > 1 else None
-    return Estimate(tidy(values[0]), None if bounds is None else [tidy(bound) for bound in bounds])

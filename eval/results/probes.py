@@ -15,11 +15,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eval.results.intervals import interval_of_sums
+from eval.results.intervals import LEVEL, interval_of_sums
 from eval.tasks import TASKS
 from utils import checkpoint
+
+if TYPE_CHECKING:
+    import numpy as np
 
 VERSION = 1  # of results.json
 NEEDED = {"version": int, "probe": str, "settings": dict, "rows": list, "findings": list}
@@ -45,6 +48,16 @@ class Estimate:
         mean = sum(s for s, _ in sums.values()) / sum(n for _, n in sums.values())
         bounds = interval_of_sums(sums)
         return cls(tidy(mean), bounds and [tidy(bound) for bound in bounds])
+
+    @classmethod
+    def of_draws(cls, values: np.ndarray, people: int) -> Estimate:
+        """The first value, of everybody drawn once, with the interval of the others, NaN left out."""
+        import numpy as np
+
+        known, tail = values[1:][~np.isnan(values[1:])], 50 * (1 - LEVEL)
+        bounds = np.percentile(known, [tail, 100 - tail]) if people > 1 and known.size else None
+        tidy = lambda value: round(float(value), 4) + 0.0  # no minus zero
+        return cls(tidy(values[0]), None if bounds is None else [tidy(bound) for bound in bounds])
 
     @property
     def above_zero(self) -> bool:
