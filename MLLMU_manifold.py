@@ -38,6 +38,7 @@ def parse_args():
         p, "forget_data", "clip", "clip_steps", "mask_names", "unlisted", "masked_weights"
     )
     cli.add_retain_args(p)
+    cli.add_mask_retain(p)
     return cli.parse(p)
 
 
@@ -48,7 +49,7 @@ def forget_loss(model, batch, alpha: float):
 
 
 def retain_loss(model, batch):
-    """L = CE(retain); its gradient is not masked."""
+    """L = CE(retain); its gradient is not masked, but by --mask_retain."""
     return token_nll(model, batch)  # (N,)
 
 
@@ -61,7 +62,8 @@ def main(args):
     trainer = Trainer(args, data)
     mask = trainer.load_mask()
     forget = Phase("forget", data["forget"], partial(forget_loss, alpha=args.forget_alpha), mask)
-    retain = Phase("retain", data["retain"], retain_loss, clip=args.released.clip_steps == "all")
+    inside = mask if args.mask_retain else None
+    retain = Phase("retain", data["retain"], retain_loss, inside, clip=args.released.clip_steps == "all")
     trainer.fit(alternate(forget, retain, args))
     trainer.save()
 

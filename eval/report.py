@@ -38,11 +38,12 @@ from eval.results.depth_map import depth_rows, depth_svg
 from eval.results.facts import MORE
 from eval.results.portraits import Portrait, portraits
 from eval.results.predictions import Prediction
+from eval.results.probed import Probed, probed
 from eval.results.probes import HIDDEN
 from eval.results.read import Result, add_result_args, given_results, read_answers
 from eval.results.remarks import NANO_REMARK, remarks
 from eval.results.rings import truth_of
-from eval.results.runs import MaskUse, Probed, Run, cost_rows, load_runs, masks_of, probed
+from eval.results.runs import MaskUse, Run, cost_rows, load_runs, masks_of
 from eval.results.verdicts import DAMAGE, aims, gate_lines, gate_summary
 from eval.tasks import FACTUALITY, TASKS, split_of
 from utils import checkpoint, cli, folders

@@ -34,9 +34,10 @@ from eval.results import published
 from eval.results.brief import brief
 from eval.results.compare import Block, blocks, frame, long_frame, reference_row, title
 from eval.results.figures import tradeoff, tradeoff_plot
+from eval.results.probed import probed
 from eval.results.read import Result, add_result_args, given_results, read_answers
 from eval.results.remarks import NANO_REMARK, remarks
-from eval.results.runs import load_runs, masks_of, probed
+from eval.results.runs import load_runs, masks_of
 from eval.results.verdicts import gate_lines
 from eval.tasks import METRICS, lower_is_better
 from utils import checkpoint, cli, folders

@@ -9,7 +9,8 @@ A method is a script's name; with a mask, the part and how it is made follow: ma
 paper's, where nothing is said; log_odds; topk and random of the same sparsity). Behind these, -t4 is the
 threshold 4, and -all preserves everybody to retain, also whom the method is not shown. manifold:both*6 trains
 for six epochs, GA_Diff@1e-5/2e-5 has learning rates of its own, GA_Diff+text trains on the text questions
-that masks preserve as well (--retain_text). Every run is the script's own, followed by the evaluation by
+that masks preserve as well (--retain_text), manifold:vision+inside takes retain steps inside the mask, too
+(--mask_retain). Every run is the script's own, followed by the evaluation by
 likelihood, in warm processes on all cores; a study that was stopped goes on, and runs that are there are not
 repeated. Choose settings on some seeds and report others.
 
@@ -48,24 +49,24 @@ KINDS = {  # of masks, with the flags that make them
     "topk": ["--mask_kind", "topk"],
     "random": ["--mask_kind", "random"],
 }
+MORE = {"text": "--retain_text", "inside": "--mask_retain"}
 
 
 @dataclass(frozen=True)
 class Method:
-    """A script with its mask, and where it has some of its own, learning rates and epochs. text: retain steps
-    train on the mask's text questions, too."""
+    """A script with its mask, and where it has some of its own, learning rates and epochs. more: of MORE."""
 
     script: str
     part: str = ""
     kind: str = ""
     lrs: tuple[str, ...] = ()
     epochs: str = ""
-    text: bool = False
+    more: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         of = ":".join(filter(None, (self.script, self.part, self.kind * (self.kind != "ce"))))
-        return of + "+text" * self.text
+        return "+".join([of, *self.more])
 
 
 @dataclass(frozen=True)
@@ -86,16 +87,18 @@ def method(text: str) -> Method | cli.Bad:
     """script[:part[:kind]][+text][@lr/lr...][*epochs]"""
     text, _, epochs = text.partition("*")
     text, _, lrs = text.partition("@")
-    text, plus, _ = text.partition("+text")
+    text, *more = text.split("+")
+    if not set(more) <= set(MORE):
+        return cli.Bad(f"'{text}+{more[0]}': what may follow a + is {', '.join(MORE)}")
     script, part, kind, *rest = [*text.split(":"), "", ""]
     kind = kind or "ce" * bool(part)
     if rest != ["", ""][: len(rest)] or not (ROOT / f"MLLMU_{script}.py").is_file():
         return cli.Bad(f"'{text}' is no method: MLLMU_{script}.py is no script")
     base, *words = kind.split("-")
-    known = base in KINDS and all(re.fullmatch(r"all|t\d+", word) for word in words)
+    known = base in KINDS and all(re.fullmatch(r"all|t[\d.]+", word) for word in words)
     if part not in ("", "language", "vision", "both") or (part and not known):
         return cli.Bad(f"'{text}': masks are language, vision or both, made by {', '.join(KINDS)}[-all][-t4]")
-    return Method(script, part, kind, tuple(lrs.split("/")) if lrs else (), epochs, bool(plus))
+    return Method(script, part, kind, tuple(lrs.split("/")) if lrs else (), epochs, tuple(more))
 
 
 def methods(text: str) -> list[Method] | cli.Bad:
@@ -164,8 +167,8 @@ class Places:
         argv += ["--lr", run.lr, "--seed", run.seed, "--num_epochs", run.epochs]
         if of.script not in ("GA", "NPO"):
             argv += ["--retain_fraction", run.fraction]
-        if of.text:
-            argv += ["--retain_text", "True"]
+        for word in of.more:
+            argv += [MORE[word], "True"]
         if of.part:
             needs = [self.mask(of.kind, run.fraction).makes]
             argv += ["--grad_mask_path", needs[0].parent / f"mllmu_{of.part}_mask.pt"]

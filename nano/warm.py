@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import re
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -70,17 +71,17 @@ def quietly(log: Path, argv: Sequence[str], then: Callable[[], None] | None) -> 
     last line."""
     began = time.monotonic()
     log.parent.mkdir(parents=True, exist_ok=True)
-    failed = None
+    failed, told = None, ""
     with log.open("w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
             command(*argv)
             if then:
                 then()
         except SystemExit as end:
-            failed = None if end.code in (0, None) else end.code
+            failed, told = None if end.code in (0, None) else end.code, " ".join(map(str, end.args))
     if failed is not None:
         lines = log.read_text(errors="replace").strip().splitlines()
-        failed = f"exit code {failed}: {lines[-1] if lines else ''} ({log})"
+        failed = f"exit code {failed}: {told.replace(chr(10), '; ') or lines[-1:]} ({log})"
     return time.monotonic() - began, failed
 
 
@@ -95,9 +96,11 @@ class Crew:
         self.processes, self.logs = processes, logs
 
     def __enter__(self) -> Crew:
+        self.before = signal.signal(signal.SIGTERM, _stop)
         return self
 
     def __exit__(self, kind, *_) -> None:
+        signal.signal(signal.SIGTERM, self.before)
         if kind:  # nobody waits for what runs
             for process in list((self.pool._processes or {}).values()):
                 process.terminate()
@@ -144,6 +147,11 @@ class Crew:
         except OSError:
             return 0.0
         return int(found[-1]) / 100 if found else 0.0
+
+
+def _stop(*_) -> None:
+    """SIGTERM takes the processes along."""
+    raise SystemExit(143)
 
 
 def _settled(one: Step, steps: Sequence[Step]) -> bool:

@@ -452,6 +452,8 @@ def test_the_masks_coverage_is_drawn_by_layer(runs):
     assert [layer for layer, _ in cells] == [0, 1, 0]
     shares = [0.13, 0.77, 0.41]  # the strongest colour is that of the largest share
     assert [alpha for _, alpha in cells] == pytest.approx([0.05 + 0.75 * x / 0.77 for x in shares])
+    same = [cell.get_alpha() for cell in layer_map(COVERAGE, top=100).axes[0].patches]  # beside a fuller mask
+    assert same == pytest.approx([0.05 + 0.75 * x for x in shares])
 
 
 def test_a_mask_of_one_part_shows_that_part(runs):

@@ -79,13 +79,17 @@ def test_a_whole_run(kind, train_args, masks, tiny, tmp_path):
     assert sum(not torch.equal(before[n], after[n]) for n in before) > len(before) / 2
 
 
-def test_forget_steps_alone_over_a_whole_run(train_args, masks, tiny, tmp_path, monkeypatch):
-    """The run's loop, optimizer, schedule and saving with only its forget steps: outside the mask the file
-    is unchanged."""
-    monkeypatch.setattr(training, "alternate", lambda forget, retain, args: once(forget))
+@pytest.mark.parametrize("mask_retain", [False, True])
+def test_a_whole_run_inside_the_mask(mask_retain, train_args, masks, tiny, tmp_path, monkeypatch):
+    """The run's loop, optimizer, schedule and saving, with forget steps alone or with masked retain steps:
+    outside the mask the file is unchanged."""
+    if not mask_retain:
+        monkeypatch.setattr(training, "alternate", lambda forget, retain, args: once(forget))
     path = masks("llava") / "mllmu_language_mask.pt"
-    run_script(MANIFOLD, *train_args(grad_mask_path=path, weight_decay=0.1, num_epochs=2))
-    assert len(jsonl(tmp_path / "run" / "log.jsonl")) == 8
+    flags = {"grad_mask_path": path, "mask_retain": mask_retain, "weight_decay": 0.1, "num_epochs": 2}
+    run_script(MANIFOLD, *train_args(**flags, batch_size=8))
+    log = jsonl(tmp_path / "run" / "log.jsonl")
+    assert {line["phase"] for line in log} == {"forget"} | ({"retain"} if mask_retain else set())
     mask, before, after = Mask.load(str(path), "llava"), weights(tiny["llava"]), weights(tmp_path / "run")
     changed = 0
     for name in before:

@@ -106,8 +106,9 @@ def test_methods_are_scripts_with_masks_rates_and_epochs():
     assert (two.script, two.part, two.kind, two.epochs) == ("manifold", "both", "log_odds", "6")
     assert study.methods("manifold:both")[0].name == "manifold:both"
     text, wide = study.methods("GA_Diff+text@1e-5,manifold:both:ce-all-t4")
-    assert text.text and text.name == "GA_Diff+text" and wide.kind == "ce-all-t4"
+    assert text.more == ("text",) and text.name == "GA_Diff+text" and wide.kind == "ce-all-t4"
     for wrong in (
+        "GA_Diff+else",
         "manifold:both:ce-t",
         "manifold:both:all",
         "GAA",

@@ -12,6 +12,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils import cli
+
 @dataclass
 class Args:
     words: list[str]
@@ -23,8 +25,7 @@ def main(args):
     made, *needs = args.words
     for need in needs:
         if not Path(need).is_file():
-            print(f"error: no {need}")
-            raise SystemExit(2)
+            cli.fail(f"no {need}")
     with Path(made).open("a") as file:
         file.write("made\\n")
 """
@@ -58,5 +59,5 @@ def test_a_step_that_fails_ends_it_in_one_line(script, tmp_path):
     steps = [step("lame", [script, tmp_path / "x", tmp_path / "nowhere"], tmp_path / "x")]
     with pytest.raises(SystemExit) as end:
         run(steps, tmp_path)
-    assert str(end.value).startswith("error: lame: exit code 2: error: no ")
+    assert str(end.value).startswith("error: lame: exit code 2: no ")
     assert "lame.txt" in str(end.value) and len(str(end.value).splitlines()) == 1

@@ -412,6 +412,16 @@ def add_retain_args(p: argparse.ArgumentParser) -> None:
     )
 
 
+def add_mask_retain(p: argparse.ArgumentParser) -> None:
+    """--mask_retain, in the group that was added last."""
+    flag(
+        p._action_groups[-1],
+        "--mask_retain",
+        default=False,
+        help="retain steps, too, change only weights where the mask is 1; default False",
+    )
+
+
 def add_retain_fraction(p: argparse.ArgumentParser) -> None:
     """--retain_fraction, of what is shown the retain set, in the group that was added last."""
     p._action_groups[-1].add_argument(

@@ -9,9 +9,10 @@ from textwrap import fill
 
 from eval.results.compare import reference_row, title
 from eval.results.figures import shortened
+from eval.results.probed import Probed
 from eval.results.read import Result
 from eval.results.remarks import FEW_PEOPLE, NANO_REMARK
-from eval.results.runs import MaskUse, Probed, Run, probe_line, training_time
+from eval.results.runs import MaskUse, Run, training_time
 from eval.results.verdicts import Aim, aims, findings, gate_summary, sentence, standing
 from eval.tasks import METRICS
 
@@ -46,7 +47,7 @@ def _of_setting(runs: Sequence[Run], masks: Sequence[MaskUse], probes: Sequence[
         shown = shown[:-1]  # from the right: people outside first
         table = _table(runs, masks, shown)
     chosen = spoken_for(results)
-    attacked = {of.label: probe_line(of.findings) for of in probes}
+    attacked = {of.label: of.line for of in probes}
     told = [*gate_summary(results), *meaning(results, shown)]
     told += [f"{sentence(r, results)} {attacked.get(r.label, '')}" for r in chosen]
     top = fill(about(results), WIDTH)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.results.compare import reference_row, title
+from eval.results.probed import Probed
 from eval.results.read import Result
-from eval.results.runs import MaskUse, Probed, Run, probe_line, training_time
+from eval.results.runs import MaskUse, Run, training_time
 from eval.results.verdicts import Finding, aims, findings, headline
 from eval.tasks import METRICS
 
@@ -29,7 +30,7 @@ class Card:
 
 def cards(runs: Sequence[Run], masks: Sequence[MaskUse], probes: Sequence[Probed]) -> list[Card]:
     """One per method, this suite's first."""
-    results, said = [run.result for run in runs], {of.label: probe_line(of.findings) for of in probes}
+    results, said = [run.result for run in runs], {of.label: of.line for of in probes}
     time = {run.result: training_time(run, masks) for run in runs}
     found = []
     for result in sorted(results, key=lambda result: not result.is_own):

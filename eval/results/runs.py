@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_process.coverage import outside_layers
-from eval.results.depth_map import Layers, depth_rows
 from eval.results.predictions import is_number
-from eval.results.probes import HIDDEN, NOTHING_LOST, UNKNOWN, Finding, probe_folder, probe_rows, read_probe
 from eval.results.read import Result
 from utils import checkpoint
 from utils.cli import Problems
@@ -65,50 +63,6 @@ def load_runs(results: Sequence[Result], problems: Problems) -> list[Run]:
         found = next((place for place in places if (place / "run.json").is_file()), own)
         runs.append(Run(result, _read_json(found / "run.json", problems), found))
     return runs
-
-
-@dataclass
-class Probed:
-    """What the probes of one model have found: their findings, and the whole results of the depth probe."""
-
-    label: str
-    findings: list[tuple[str, Finding]]  # (probe, finding)
-    depth: dict[str, Any] | None
-
-
-def probed(runs: Sequence[Run], problems: Problems) -> list[Probed]:
-    """One per model that was probed; what no probe writes is a problem."""
-    out = []
-    for run in runs:
-        try:
-            if found := probe_rows(run.folder):
-                out.append(Probed(run.result.label, found, _depth(run.folder)))
-        except ValueError as error:
-            problems.add(f"results: {error}")
-    return out
-
-
-def _depth(model: Path) -> dict[str, Any] | None:
-    """The results of the depth probe; None without it. Raises ValueError for what it does not write."""
-    path = probe_folder(model, "depth") / "results.json"
-    content = read_probe(path) if path.is_file() else None
-    try:
-        _ = content and (Layers.of(content), depth_rows({"": content}))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no result of the depth probe ({error!r}); take it away") from error
-    return content
-
-
-def probe_line(found: Sequence[tuple[str, Finding]]) -> str:
-    """How many attacks bring back something of what was lost, and more than in the retrained model."""
-    tried = [
-        (probe, f) for probe, f in found if f.recovered and not f.verdict.endswith((NOTHING_LOST, UNKNOWN))
-    ]
-    hidden = [probe for probe, finding in tried if finding.verdict.endswith(HIDDEN)]
-    if hidden:
-        names = ", ".join(dict.fromkeys(hidden))
-        return f"Hidden, not forgotten, by {len(hidden)} of {len(tried)} attacks ({names})."
-    return f"No attack of {len(tried)} recovers more than in the retrained model." if tried else ""
 
 
 def training_cost(run: dict[str, Any]) -> dict[str, str]:
