@@ -319,7 +319,7 @@ def test_rouge_stands_beside_the_retrained_models(tmp_path):
     for name in ("vanilla", "GA", "retrained"):
         verdicts.evaluated(tmp_path / name, verdicts.WORDS[name], "generation", benchmark="CLEAR")
     text, page = make(tmp_path, methods=("",))
-    assert "1.00 → 1.00 R-L" in page.words and "to vanilla, retrained 1.00" in page.words
+    assert "1.00 → 1.00 R\u2011L" in page.words and "to vanilla; retrained 1.00" in page.words
     assert "(retrained 1.000)" in text[text.index('id="numbers"') :]
 
 

@@ -8,7 +8,7 @@ from test_metrics import prediction
 from eval import table
 from eval.results.read import load_results
 from eval.results.summary import summarise
-from eval.results.verdicts import findings, gate_lines, gates, sentence, standing
+from eval.results.verdicts import _word, aims, findings, gate_lines, gates, sentence, standing
 from utils.cli import Problems
 
 FORGET, TEST, TEXT = ("forget", "image"), ("test", "image"), ("forget", "text")
@@ -146,6 +146,12 @@ def test_what_is_known_from_another_view_is_not_forgotten(tmp_path):
     evaluated(tmp_path / "GA", {**WORDS["retrained"], TEST: 4})
     results = load(tmp_path)
     assert standing(findings(results[1], results)) == "not yet, other view"
+
+
+def test_a_loss_that_is_shown_as_nothing_is_no_damage(runs):
+    aim = next(aim for aim in aims(load(runs)) if aim.split == "retain")
+    word = lambda *found: _word(aim, *found, None, None)
+    assert word(-0.4, [-0.7, -0.1]) == "kept" and word(-0.6, [-0.9, -0.1]) == "damage"
 
 
 def test_too_few_people_allow_no_word(tmp_path, monkeypatch):

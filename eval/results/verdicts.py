@@ -8,7 +8,7 @@ question, with 95 % intervals over people (eval/results/intervals.py). A word cl
         too far        the whole interval lies below 0: a new trace, not more forgetting
         at its level   0 lies inside, and no end is further off than half of what there was to forget
     everything else, own number − vanilla's
-        damage         the whole interval lies below 0
+        damage         the whole interval lies below 0, and the loss is not shown as 0
         kept           it does not, and no end is further below than MARGIN
     unclear            neither: too few people; no word at all where there is no interval
 
@@ -222,17 +222,20 @@ def findings(result: Result, results: Sequence[Result]) -> list[Finding]:
         base = retrained if aim.forgets else vanilla
         gap = between(result, base, aim.split, aim.metric) if base and value is not None else None
         if gap is not None:
-            out.append(Finding(aim, value, *others, *gap, _word(aim, gap[1], vanilla, retrained)))
+            out.append(Finding(aim, value, *others, *gap, _word(aim, *gap, vanilla, retrained)))
         elif value is not None:
             out.append(Finding(aim, value, *others))
     return out
 
 
-def _word(aim: Aim, interval: list[float], vanilla: Result | None, retrained: Result | None) -> str:
+def _word(
+    aim: Aim, difference: float, interval: list[float], vanilla: Result | None, retrained: Result | None
+) -> str:
     low, high = interval
     margin = MARGIN * aim.scale
     if not aim.forgets:
-        return DAMAGE if high < 0 else KEPT if low >= -margin else UNCLEAR
+        seen = float(aim.number(difference)) != 0  # a loss that is shown as 0 is none
+        return DAMAGE if high < 0 and seen else KEPT if low >= -margin else UNCLEAR
     gap = vanilla and between(vanilla, retrained, aim.split, aim.metric)
     if gap and gap[1][0] <= 0:
         return NOTHING
