@@ -113,6 +113,18 @@ def top_share(coverage: dict[str, dict[str, dict[str, Any]]]) -> float:
     return max((share for row in rows for share in row.values()), default=0.0)
 
 
+def layer_words(coverage: dict[str, dict[str, dict[str, Any]]]) -> dict[str, str]:
+    """{gid of a cell of layer_map: what it says in words}."""
+    named = [
+        (f"{part}: {name}", row) for part, groups in coverage.items() for name, row in stacks(groups).items()
+    ]
+    return {
+        f"cell-{place}-{layer}": f"{name}.{layer}: {share:.1f} % salient"
+        for place, (name, row) in enumerate(named)
+        for layer, share in row.items()
+    }
+
+
 def layer_map(coverage: dict[str, dict[str, dict[str, Any]]], top: float | None = None) -> Figure | None:
     """A heat map with one row per stack of layers and one cell per layer; None where there is no layer.
 
@@ -135,7 +147,9 @@ def layer_map(coverage: dict[str, dict[str, dict[str, Any]]], top: float | None 
         axes.annotate(name, (-0.5, place - 0.3), color=INK, fontsize=8.5, parse_math=False)
         for layer, share in row.items():
             alpha = 0.05 + 0.75 * share / top if top else 0.05
-            axes.add_patch(Rectangle((layer - 0.5, place - 0.2), 1, 0.55, facecolor=HEAT, alpha=alpha, lw=0))
+            cell = Rectangle((layer - 0.5, place - 0.2), 1, 0.55, facecolor=HEAT, alpha=alpha, lw=0)
+            cell.set_gid(f"cell-{place}-{layer}")
+            axes.add_patch(cell)
             if width <= 48:  # more cells have no room for two digits
                 axes.annotate(
                     f"{share:.0f}", (layer, place + 0.08), color=INK, fontsize=7, ha="center", va="center"

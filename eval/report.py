@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_process.coverage import layer_map, top_share
+from data_process.coverage import layer_map, layer_words, top_share
 from eval.results import figures
 from eval.results.cards import about, cards, rows
 from eval.results.compare import blocks, reference_row, split_order, splits_of, title, vanilla_row
@@ -212,11 +212,10 @@ def answer_row(answer: Prediction) -> list:
 
 def plots(results: Sequence[Result], masks: Sequence[MaskUse]) -> dict[str, Any]:
     """The figures of the page as inline SVG: "tradeoff" for wide screens and "tradeoff_small" for phones, and
-    "ratios", "" where there is none; "masks": one per mask, in one scale."""
-    titles, top = (
-        figures.tradeoff_titles(results),
-        max(map(top_share, (use.coverage for use in masks)), default=0),
-    )
+    "ratios", "" where there is none; "masks": one per mask, in one scale; what they show in words is in
+    "..._text"."""
+    titles = figures.tradeoff_titles(results)
+    top = max((top_share(use.coverage) for use in masks), default=0)
     wide = figures.tradeoff_plot(results, width=5.6, height=4.1, size=9)
     small = figures.tradeoff_plot(results, width=3.7, height=2.55, size=8)
     return {
@@ -224,7 +223,12 @@ def plots(results: Sequence[Result], masks: Sequence[MaskUse]) -> dict[str, Any]
         "tradeoff_small": _svg(small, "tradeoff-small", titles),
         "tradeoff_text": "; ".join(titles.values()),
         "ratios": _svg(figures.ratio_plot(results), "ratios"),
-        "masks": [_svg(layer_map(use.coverage, top), f"mask-{place}") for place, use in enumerate(masks)],
+        "ratios_text": figures.ratio_words(results),
+        "masks": [
+            _svg(layer_map(use.coverage, top), f"mask-{place}", layer_words(use.coverage))
+            for place, use in enumerate(masks)
+        ],
+        "masks_text": ["; ".join(layer_words(use.coverage).values()) for use in masks],
     }
 
 

@@ -356,8 +356,9 @@ def test_lines_over_forget_ratios_need_two_ratios_of_a_method(runs, made):
     evaluated(runs / "GA_05", lines["manifold"], data, ratio=5)
     evaluated(runs / "GA_15", lines["GA"], data, ratio=15)
     assert figures.ratio_plot(loaded(runs, "vanilla", "GA_05")) is None  # two ratios, but of two methods
-    _, page = make(runs, methods=("vanilla", "GA_15", "GA_05"))
+    text, page = make(runs, methods=("vanilla", "GA_15", "GA_05"))
     assert "ratios" in page.ids and "Forget ratios" in page.words
+    assert "GA, forget VQA: 0.0 % [0.0, 0.0] at 5 %, 0.0 % [0.0, 0.0] at 15 %; " in text
     results = loaded(runs, "vanilla", "GA_15", "GA_05")
     found = {name: [r.forget_ratio for r in line] for name, line in figures.ratio_lines(results).items()}
     assert found == {"vanilla": [10], "GA": [5, 15]}
@@ -445,6 +446,8 @@ def test_the_masks_coverage_is_drawn_by_layer(runs):
     assert all(f">{word}</text>" in svg for word in words)
     assert page.table("language")["language"] == ["95", "400", "23.8 %"]
     assert page.table("language")["visual.merger<b>$x^"] == ["19", "100", "19.0 %"]
+    said = "language: language_model.layers.1: 77.0 % salient"
+    assert f"<title>{said}</title>" in svg and f"; {said}; " in text.split('id="mask"')[1]
     assert "used by MMUnlearner" in page.words and "kind saliency, fisher sample, threshold 1.0" in page.words
     assert text.count("data:image/png;base64,") == 1
     assert "written again" not in text and "Not found" not in text

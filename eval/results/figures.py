@@ -157,6 +157,18 @@ def ratio_plot(results: Sequence[Result]) -> Figure | None:
     return figure
 
 
+def ratio_words(results: Sequence[Result]) -> str:
+    """The numbers of ratio_plot in words."""
+    said = []
+    for name, line in ratio_lines(results).items():
+        for split, key in PANELS:
+            points = [(r.forget_ratio, point) for r in line if (point := _point(r, split, key))]
+            if points:
+                numbers = ", ".join(f"{point} at {ratio} %" for ratio, point in points)
+                said.append(f"{name}, {split} {METRICS[key].name}: {numbers}")
+    return "; ".join(said)
+
+
 def _style(place: int, vanilla: bool) -> dict[str, Any]:
     """Colour, marker and dashes of the line number `place`; vanilla is drawn in the text colour."""
     return {
