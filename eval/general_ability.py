@@ -29,7 +29,7 @@ from packaging.version import Version
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils import adapters, checkpoint, cli, folders, models
+from utils import adapters, checkpoint, cli, folders, jsonl, models
 
 # decord, which lmms-eval's model classes import, comes with this extra only
 INSTALL = f'{sys.executable} -m pip install "lmms-eval[video-legacy]==0.7.3"'
@@ -101,7 +101,7 @@ def check(args) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The file's content; {} where there is none or it is no JSON object, which models.check_model tells."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = jsonl.parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -31,7 +31,7 @@ from eval.results.predictions import Prediction, read_predictions
 from eval.results.read import Result, load_results, read_answers, read_results
 from eval.results.summary import summarise
 from eval.tasks import FACTUALITY
-from utils import checkpoint, cli, folders
+from utils import checkpoint, cli, folders, jsonl
 
 SCORE_TOKENS = 8  # of the judge's answer, for the estimate
 CACHE = "runs/judge_cache.jsonl"
@@ -81,7 +81,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def request_fields(text: str) -> dict[str, Any] | cli.Bad:
     """A converter for --judge_body."""
     try:
-        fields = json.loads(text)
+        fields = jsonl.parse(text)
     except json.JSONDecodeError as error:
         return cli.Bad(f"'{text}' is not JSON ({error})")
     if not isinstance(fields, dict) or {"model", "messages", "stream", "n"} & set(fields):

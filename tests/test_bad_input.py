@@ -373,6 +373,36 @@ def test_a_number_that_is_absurd(script, number, capsys, tmp_path):
     assert end.value.code == 2 and set(flags) <= set(told)
 
 
+@pytest.mark.parametrize("script", ["MLLMU_GA.py", "data_process/CLEAR_gen_mask.py", "eval/table.py", EVAL])
+def test_names_and_surroundings_that_cannot_be(script, tiny, tmp_path, monkeypatch, capsys):
+    """A link that leads to itself, a ~ that no shell has replaced, no current folder, a launcher's number."""
+
+    def said(*argv) -> str:
+        with pytest.raises(SystemExit) as end:
+            run_script(script, *argv)
+        assert end.value.code == 2
+        return capsys.readouterr().err
+
+    os.symlink(tmp_path / "loop", tmp_path / "loop")
+    flags = ["--model_id", "--save_dir"]
+    flags = {"eval/table.py": ["--csv", "--plot"], EVAL: ["--evaluated_model", "--output_dir"]}.get(
+        script, flags
+    )
+    for flag in flags:
+        assert f"error: {flag}: {tmp_path}/loop/x is a symbolic link that leads to itself" in said(
+            flag, f"{tmp_path}/loop/x"
+        )
+        assert f"error: {flag}: ~/x begins with a ~" in said(flag, "~/x")
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "many")
+        assert said() == f"error: the environment variable {name} is 'many', no number; unset it\n"
+        monkeypatch.delenv(name)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert said() == "error: the current folder does not exist any more; change to one that does\n"
+
+
 @pytest.mark.parametrize("name", ["", " ", "a\nb", "\udcff", "x" * 300, "/"])
 def test_a_name_that_is_none(name, tiny, tmp_path, monkeypatch, capsys):
     """An empty one, of a variable that is not set, would be the folder at hand: that is not replaced."""

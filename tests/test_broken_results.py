@@ -18,6 +18,7 @@ GARBAGE = {
     "cut": b'{"benchmark": "nano CLEAR", "splits": {"forget"',
     "binary": b"\x00\xff\xfe\x80",
     "list": b"[1, 2]",
+    "nested": b"[" * 99_999,
     "null": b"null",
     "foreign": b'{"epoch": 3, "loss": 0.5}',
     "wrong kinds": b'{"benchmark": "x", "forget_ratio": "ten", "shot": "zero_shot", "splits": [1]}',

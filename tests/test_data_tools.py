@@ -186,6 +186,18 @@ def test_the_other_benchmark_s_folder(benchmark, other, data, capsys):
     assert f"--data_split_dir: no tables of {title}, but " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", ["{", "[" * 99_999, "{}"])
+def test_a_broken_saved_table(content, data, capsys):
+    table = data / "MLLMU-Bench" / "Full_Set"
+    shutil.rmtree(table)
+    table.mkdir()
+    (table / "state.json").write_text(content)
+    (table / "dataset_info.json").write_text(content)
+    code, _, errors = check(capsys, "--data_dir", data / "MLLMU-Bench", "--forget_ratio", "5")
+    (line,) = [line for line in errors if "Full_Set: " in line]
+    assert code == 1 and line.endswith("delete it and download it again")
+
+
 def test_rows_are_read_as_the_scripts_read_them(data, capsys):
     """What is wrong inside of a cell, in the words of the readers; and a good picture is no mistake."""
     table = data / "MLLMU-Bench/Test_Set"

@@ -62,6 +62,27 @@ def test_what_is_read_is_neither_in_it_nor_above_it(tmp_path):
     one_problem("lies in", link / "new", run)
 
 
+def test_places_that_are_for_other_things(nano, tiny, tmp_path, monkeypatch, capsys):
+    """The cache of the hub's models, and a benchmark's folder, whichever benchmark is read."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    inside = tmp_path / "hub" / "models--owner--name" / "run"
+    one_problem("the cache of the Hugging Face hub", inside)
+    one_problem("a benchmark's folder", nano / "CLEAR" / "run")
+    one_problem("a benchmark's folder", nano / "CLEAR" / "forget10" / "run")
+    assert not problems_of(nano.parent / "run")
+    base = ["--forget_ratio", 10, "--data_split_dir", nano / "MLLMU-Bench"]
+    for script, flags in (
+        (GA, ["--model_id", tiny["llava"], "--save_dir"]),
+        (MASKS, ["--model_id", tiny["llava"], "--save_dir"]),
+        ("eval/MLLMU_eval.py", ["--evaluated_model", tiny["llava"], "--output_dir"]),
+    ):
+        for place in (inside, nano / "CLEAR" / "run"):
+            with pytest.raises(SystemExit) as end:
+                run_script(script, *base, *flags, place)
+            (line,) = capsys.readouterr().err.splitlines()
+            assert end.value.code == 2 and line.endswith("choose a folder outside")
+
+
 def test_links_into_it_and_devices(tmp_path):
     model, run = tmp_path / "model", run_of(tmp_path / "run")
     model.mkdir()

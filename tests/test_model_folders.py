@@ -105,7 +105,14 @@ def test_a_processor_of_another_tower(family, part, field, value, tiny, processo
         fitting.Fitting(processors[family], str(tmp_path / "bad"))
 
 
-GARBAGE = {"empty": b"", "binary": b"\x80\xff\x00\xfe", "a list": b"[3]", "a number": b"3", "cut": None}
+GARBAGE = {
+    "nested": b"[" * 99_999,
+    "empty": b"",
+    "binary": b"\x80\xff\x00\xfe",
+    "a list": b"[3]",
+    "a number": b"3",
+    "cut": None,
+}
 
 
 @pytest.mark.parametrize("kind", [*GARBAGE, "a folder"])

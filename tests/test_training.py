@@ -469,6 +469,25 @@ def test_the_limit_holds_for_losses_of_ones_own(train_args, tmp_path, monkeypatc
     assert equal(weights(tmp_path / "own"), weights(tmp_path / "free"))
 
 
+def test_a_state_that_cannot_be_read(train_args, tmp_path, capsys):
+    """Each of its files empty, of another kind, gone: one line, and nothing is lost before --restart."""
+    argv = train_args(save_steps=1)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, 2)
+        run_script(GA, *argv)
+    state = tmp_path / ".run.partial" / "state"
+    for file in [*state.iterdir(), tmp_path / ".run.partial" / "log.jsonl"]:
+        whole, more = file.read_bytes(), (b"[1]", b"[" * 99_999, b"\xff") * (file.name == "progress.json")
+        for content in (b"", None, *more):
+            file.unlink() if content is None else file.write_bytes(content)
+            gone = content is None and file.name == "progress.json"
+            (line,) = refused([*argv, "--resume"], capsys).splitlines()[-1:]
+            word = "no kept state" if gone else "begin anew with --restart True"
+            assert line.startswith("error: --resume: ") and word in line, (file.name, content, line)
+            file.write_bytes(whole)
+    run_script(GA, *argv, "--resume")
+
+
 @pytest.mark.parametrize("script", ["MLLMU_manifold.py", "CLEAR_manifold.py", GA])
 def test_what_was_replaced_under_its_name_is_not_gone_on_with(
     script, tiny, nano, train_args, masks, tmp_path, capsys

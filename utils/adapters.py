@@ -8,12 +8,12 @@ in fp32. A base may be an adapter folder itself.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.ending import fail
+from utils.jsonl import parse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,7 +31,7 @@ def is_adapter(name: str | Path) -> bool:
 def _config(folder: str | Path) -> dict[str, Any]:
     """What adapter_config.json says; nothing where it cannot be read, which `check_adapter` tells."""
     try:
-        content = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))
+        content = parse((Path(folder) / CONFIG).read_text(encoding="utf-8"))
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}

@@ -15,6 +15,7 @@ from typing import Any
 
 from utils import cli
 from utils.data import fingerprint
+from utils.jsonl import parse
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "pillow", "numpy")
 
@@ -36,7 +37,8 @@ def versions() -> dict[str, str]:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Raises OSError and ValueError."""
+    return parse(path.read_text(encoding="utf-8"))
 
 
 def manifest(args, data: dict[str, list], accelerator) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import errno
 import io
-import json
 import logging
 import os
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from utils.ending import INTERRUPTED, NO_MEMORY, NO_ROOM, Problems, fail
+from utils.jsonl import parse as parse_json
 from utils.released import MASK_SWITCHES, Released
 from utils.screen import main_process
 
@@ -118,16 +118,37 @@ def _why_no_name(value: object) -> str | None:
 
     An empty one is a shell variable that was not set, and would be the folder at hand.
     """
+    if isinstance(value, Path):
+        value = str(value)
     if not isinstance(value, str):
         return None
     if not value.strip():
         return "is empty, as of a variable that is not set"
+    if value == "~" or value.startswith("~/"):
+        return f"{value} begins with a ~ that the shell has not replaced: give the whole path, or $HOME"
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in value):
         return f"{value[:80]!a} holds a line break, a control character, or what is not UTF-8"
     long = len(os.fsencode(value)) > LONGEST_PATH or any(
         len(os.fsencode(word)) > LONGEST_NAME for word in value.split("/")
     )
-    return f"{value[:40]}... is too long for a name" if long else None
+    if long:
+        return f"{value[:40]}... is too long for a name"
+    try:
+        os.stat(value)
+    except OSError as why:
+        return f"{value} is a symbolic link that leads to itself" if why.errno == errno.ELOOP else None
+    return None
+
+
+def _check_surroundings() -> None:
+    """Stop where what every command relies on is not there: a current folder, the launcher's numbers."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        fail("the current folder does not exist any more; change to one that does")
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        if not _is_count(os.environ.get(name, "0")):
+            fail(f"the environment variable {name} is {os.environ[name]!r:.40}, no number; unset it")
 
 
 def path(text: str) -> Path | Bad:
@@ -167,7 +188,7 @@ def _last_words(args, kind, why, trace) -> None:
         if main_process():
             print(f"stopped: {'; '.join(notes) or 'no result was written'}", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    elif _is_memory(why):
+    elif is_memory(why):
         words = (str(why).splitlines() or [kind.__name__])[0]
         fail("; ".join([f"out of memory ({words})", *_memory_hints(args), *notes]), NO_MEMORY)
     elif reason := _why_no_room(why):
@@ -190,7 +211,7 @@ def go_elsewhere(lacks: str, fix: str) -> NoReturn:
     fail(f"{sys.executable} {lacks}: {fix}")
 
 
-def _is_memory(why: BaseException) -> bool:
+def is_memory(why: BaseException) -> bool:
     """Torch's own kind on a GPU; on the CPU it is a RuntimeError."""
     named = type(why).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate" in str(why)
     return named or isinstance(why, MemoryError)
@@ -265,6 +286,7 @@ def parse(p: argparse.ArgumentParser, argv: list[str] | None = None) -> argparse
     required = [action for action in p._actions if action.required]
     for action in required:
         action.required = False  # collected below, together with the other mistakes
+    _check_surroundings()
     argv, problems = sys.argv[1:] if argv is None else argv, Problems()
     args, unknown = p.parse_known_args([*_repeated(p, argv, problems), *argv])
     args.problems = problems
@@ -324,13 +346,13 @@ def _repeated(p: argparse.ArgumentParser, argv: list[str], problems: Problems) -
 def read_run(file: Path) -> tuple[str, dict[str, object]]:
     """(script, flags) of a run.json. Raises ValueError, naming the file, where it is none."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
         script, given = content["script"], content["arguments"]
         if not isinstance(script, str) or not isinstance(given, dict):
             raise TypeError("script or arguments of another kind")
     except OSError as why:
         raise ValueError(f"{file} cannot be read: {why.strerror}") from why
-    except (ValueError, KeyError, TypeError, RecursionError) as why:
+    except (ValueError, KeyError, TypeError) as why:
         raise ValueError(f"{file} is no run.json of a training or of masks ({why!r:.80})") from why
     return script, given
 

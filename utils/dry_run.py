@@ -16,6 +16,7 @@ from utils import engines, models, planning
 from utils.batches import Stream, cut
 from utils.data import Sample
 from utils.planning import Layers, Lengths, Memory, Model, Setting, Spread
+from utils.screen import size
 from utils.training import Phase, alternate, once
 
 if TYPE_CHECKING:
@@ -261,10 +262,6 @@ class Plan:
         ]  # fmt: skip
         here = f"{count} x {torch.cuda.get_device_name(0)}, {size(room)}"
         return [f"GPUs at hand: {here}; fits: {', '.join(fitting) or 'none of the above'}"]
-
-
-def size(n: float) -> str:
-    return f"{n / 1e9:.1f} GB" if n >= 1e8 else f"{n / 1e6:.1f} MB"
 
 
 def parts_of(memory: Memory) -> dict[str, float]:

@@ -1,5 +1,6 @@
 # Sourced by demo.sh and test.sh from the project's folder: exports PYTHON, an interpreter that meets requirements.txt.
-# That is the active one if it does; else .venv, which is made, and filled, once.
+# That is the active one if it does; else .venv, which is made, and filled, once. TORCH_INDEX, if set, is a further
+# index for pip, such as the one of torch's builds for CPUs, which are 4 GB smaller.
 
 meets_requirements() {
     "$1" - <<'PYTHON' 2>/dev/null
@@ -30,6 +31,26 @@ find_python() {    # a Python of at least 3.11
     return 1
 }
 
+install_requirements() {    # a line for each package that pip fetches, with the seconds since the start
+    local log=.venv/install.log start=$SECONDS
+    echo "installing requirements.txt into .venv: once; minutes, by the network (all of pip's words: $log)"
+    if "$PYTHON" -m pip install --disable-pip-version-check --progress-bar off \
+        ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r requirements.txt 2>&1 | tee "$log" |
+        while IFS= read -r line; do
+            case $line in
+                *Downloading*.metadata*) ;;
+                *Downloading* | *"Using cached"*) printf '%5d s  %s\n' $((SECONDS - start)) "${line#"${line%%[![:space:]]*}"}" ;;
+                Installing*) printf '%5d s  unpacking %d packages\n' $((SECONDS - start)) "$(wc -w <<<"${line#*:}")" ;;
+            esac
+        done; then
+        echo "installed in $((SECONDS - start)) s"
+    else
+        grep -i error "$log" | tail -3 >&2 || true
+        echo "error: pip could not install requirements.txt; start again, and it goes on with what it has fetched" >&2
+        exit 1
+    fi
+}
+
 if command -v python >/dev/null && meets_requirements python; then
     PYTHON=python
 else
@@ -44,8 +65,7 @@ else
                 exit 1
             fi
         fi
-        echo "installing requirements.txt into .venv (once; some minutes) ..."
-        "$PYTHON" -m pip install -qq --disable-pip-version-check -r requirements.txt
+        install_requirements
     fi
 fi
 export PYTHON

@@ -8,7 +8,6 @@ the given name is a symbolic link, all this is done where it points to.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import sys
@@ -18,12 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.ending import fail
+from utils.jsonl import parse
 
 if TYPE_CHECKING:
     from utils.cli import Problems
 
 WHOLE = "run.json"  # written last: a folder that holds it is whole
 STATE = "state"  # a training's state, in its partial folder, until the model has its name
+ABOVE = 4  # folders above a result that are looked at
 Inputs = Iterable[tuple[str, str | Path | None]]  # (flag, what it names)
 
 
@@ -69,7 +70,7 @@ def check_save_dir(
         else:
             continue
         return
-    if why := why_not_written(folder):
+    if why := why_not_a_place(folder) or why_not_written(folder):
         problems.add(f"--save_dir: {save_dir} {why}")
         return
     if is_held(lock_file(folder)):
@@ -80,6 +81,20 @@ def check_save_dir(
         problems.add(f"--save_dir: a training's state is kept for {save_dir}; choose another folder")
     elif why := why_not_ours(folder):
         problems.add(f"--save_dir: {save_dir} {why}")
+
+
+def why_not_a_place(folder: Path) -> str | None:
+    """Why no result belongs there: in a benchmark's folder, where readers would find it, or in the cache that
+    models of the hub lie in."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser().resolve()
+    if folder.resolve().is_relative_to(cache):
+        return f"lies in {cache}, the cache of the Hugging Face hub; choose a folder outside"
+    for above in folder.resolve().parents[:ABOVE]:
+        tables = {file.parent for file in above.glob("*/train-*.parquet")}
+        if len(tables) > 1 or any(above.glob("train-*.parquet")):
+            return f"lies in {above}, a benchmark's folder; choose a folder outside"
+    return None
 
 
 def _links_into(there: Path, folder: Path) -> Path | None:
@@ -101,7 +116,7 @@ def why_not_ours(folder: Path, whole: str = WHOLE) -> str | None:
         return f"exists and is not ours (it holds no {whole}); choose another folder"
     if whole == WHOLE:
         try:
-            script = json.loads((folder / whole).read_text(encoding="utf-8"))["script"]
+            script = parse((folder / whole).read_text(encoding="utf-8"))["script"]
         except (ValueError, KeyError, TypeError, OSError):
             return f"holds a {whole} that cannot be read; choose another folder"
         if script != Path(sys.argv[0]).name:

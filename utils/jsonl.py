@@ -1,4 +1,5 @@
-"""Files of JSON lines that are only appended to, so that what a run has done outlives its end.
+"""JSON as it is read, and files of JSON lines, only appended to, so that what a run has done outlives its
+end.
 
 Lines end at b"\\n" alone: texts may hold what str.splitlines takes for a line's end.
 """
@@ -9,6 +10,14 @@ import json
 import os
 from pathlib import Path
 from typing import Any, BinaryIO
+
+
+def parse(text: str | bytes) -> Any:
+    """json.loads. Raises JSONDecodeError, a ValueError, also for what is nested without end."""
+    try:
+        return json.loads(text)
+    except RecursionError as why:
+        raise json.JSONDecodeError("nested without end", "", 0) from why
 
 
 def read(path: Path) -> tuple[list[bytes], bytes]:

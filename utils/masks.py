@@ -15,7 +15,6 @@ Files of the paper's released code, {"weight": {name: bool tensor}} with transfo
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ import torch
 
 from utils.adapters import lineage
 from utils.data import Sample, fingerprint
+from utils.jsonl import parse
 from utils.models import FAMILIES, local_folder, today, weight_files
 from utils.released import MASK_NAMES, PAPER, Released
 from utils.shards import local, span
@@ -270,7 +270,7 @@ def model_fingerprint(folder: Path) -> str:
     their bytes (a 15 GB model takes a second)."""
     digest = hashlib.sha256()
     config = Path(lineage(str(folder))[-1], "config.json")
-    kind = json.loads(config.read_text()).get("model_type") if config.is_file() else None
+    kind = parse(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
     digest.update(str(kind).encode())
     for path in weight_files(folder):
         size = path.stat().st_size

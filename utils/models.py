@@ -9,7 +9,6 @@ starts with `model.`, and the head lies outside the language model.
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -20,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from utils import adapters, folders
 from utils.ending import fail
-from utils.screen import step
+from utils.jsonl import parse
+from utils.screen import size, step
 
 if TYPE_CHECKING:
     import torch
@@ -171,13 +171,13 @@ def check_model(name: str | None, flag: str, problems: Problems) -> None:
         return
     for file in (folder / name for name in SETTINGS if (folder / name).exists()):
         try:
-            content = dict(json.loads(file.read_text(encoding="utf-8")))
+            content = dict(parse(file.read_text(encoding="utf-8")))
             if file.name.endswith("index.json"):
                 dict(content["weight_map"])
         except (ValueError, TypeError, KeyError, OSError):
             problems.add(f"{flag}: {file} is not valid JSON, or of another kind")
             return
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = parse((folder / "config.json").read_text(encoding="utf-8"))
     why = _why_not_from_json(config) or (why_not(name) if _is_unlisted(config) else None)
     if why:
         problems.add(f"{flag}: {name}: {why}")
@@ -241,7 +241,7 @@ def missing_shards(folder: Path) -> list[str]:
         if (folder / whole).is_file():
             return []
         if index.is_file():
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            names = set(parse(index.read_text(encoding="utf-8"))["weight_map"].values())
             return sorted(name for name in names if not (folder / name).is_file())
     return []
 
@@ -261,7 +261,7 @@ def broken_file(path: Path) -> str | None:
             return "is cut short, or no file of weights"
     try:
         end = max((tensor["data_offsets"][1] for tensor in header(path).values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return "has a header that cannot be read"
     return None if 8 + length + end == size else f"has {size:,} bytes, not {8 + length + end:,}"
 
@@ -269,7 +269,7 @@ def broken_file(path: Path) -> str | None:
 def header(path: Path) -> dict[str, dict]:
     """{tensor: dtype, shape and place} of a whole safetensors file."""
     with path.open("rb") as file:
-        tensors = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        tensors = parse(file.read(int.from_bytes(file.read(8), "little")))
     return {name: tensor for name, tensor in tensors.items() if name != "__metadata__"}
 
 
@@ -362,7 +362,7 @@ def stored_dtype(name: str) -> str | None:
     folder = local_folder(name)
     if adapters.is_adapter(name):
         return "float32"
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
+    config = parse((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
     return config.get("dtype") or config.get("torch_dtype")
 
 
@@ -420,8 +420,8 @@ def load_model(
 def _size_text(name: str) -> str:
     """How large a local model's files are, where reading them takes a while."""
     folder = local_folder(name)
-    size = sum(file.stat().st_size for file in weight_files(folder)) if folder else 0
-    return f", {size / 1e9:.1f} GB" if size > 1e8 else ""
+    there = sum(file.stat().st_size for file in weight_files(folder)) if folder else 0
+    return f", {size(there)}" if there > 1e8 else ""
 
 
 def _load_adapter(folder: str, dtype: str, attn: str) -> PreTrainedModel:

@@ -15,3 +15,8 @@ def step(doing: str) -> None:
     """Say what is done next, once for all processes; it is seen at once."""
     if main_process() and multiprocessing.parent_process() is None:
         print(f"{doing} ...", flush=True)
+
+
+def size(n: float) -> str:
+    """A number of bytes, for people."""
+    return f"{n / 1e9:.1f} GB" if n >= 1e8 else f"{n / 1e6:.1f} MB"

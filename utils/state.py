@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import sys
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils import checkpoint, cli, folders, models
 from utils.data import Sample, fingerprint
+from utils.screen import size
 
 if TYPE_CHECKING:
     import torch
@@ -30,9 +32,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 EVERY = 15 * 60  # seconds between two states without --save_steps: a run of minutes keeps none
 SHARE = 0.05  # of the time, at most, goes into writing them
 PROGRESS = "progress.json"  # written last
+FIELDS = {  # of it
+    "step": int, "arguments": dict, "processes": int, "data": dict, "inputs": dict, "schedule": dict,
+    "losses": dict, "halted": dict | None,
+}  # fmt: skip
 NOTHING = "nothing of this run was saved under its final name"
 CUTS = ("batch_size", "gradient_accumulation_steps")  # how a global batch is cut: with the processes
-FREE = ("resume", "restart", "save_steps", "num_workers", "report_to", *CUTS)  # may change on resuming
+# may change on resuming
+FREE = ("resume", "restart", "config", "push_to_hub", "save_steps", "num_workers", "report_to", *CUTS)
 
 
 def _places(partial: Path) -> tuple[Path, Path, Path]:
@@ -46,12 +53,28 @@ def find(save_dir: str | Path) -> Path | None:
     return next((place for place in (part, state, old) if (place / PROGRESS).is_file()), None)
 
 
+def progress(place: Path) -> dict[str, Any]:
+    """What a kept state says of its run. Raises ValueError, naming the file, where it is none of ours."""
+    file = place / PROGRESS
+    try:
+        content = dict(checkpoint.read_json(file))
+        wrong = [name for name, kind in FIELDS.items() if not isinstance(content[name], kind)]
+        if wrong:
+            raise TypeError(f"of another kind: {', '.join(wrong)}")
+    except (OSError, ValueError, TypeError, KeyError) as why:
+        raise ValueError(f"{file} is no record of a training ({why!r:.80})") from why
+    return content
+
+
 def kept(save_dir: str | Path) -> str | None:
     """What is kept, for the screen."""
     place = find(save_dir)
     if place is None:
         return None
-    step = checkpoint.read_json(place / PROGRESS)["step"]
+    try:
+        step = progress(place)["step"]
+    except ValueError as why:
+        return f"a training state is kept that cannot be gone on with: {why}"
     return f"the training state after step {step} is kept in {place}; go on with --resume True"
 
 
@@ -67,7 +90,10 @@ def check_start(args) -> None:
             " minutes, every --save_steps N, and on SIGTERM)"
         )
     elif args.resume and not args.problems.lines:  # a flag that cannot be read stands at its default
-        _check_same_run(args, checkpoint.read_json(place / PROGRESS))
+        try:
+            _check_same_run(args, progress(place))
+        except (ValueError, KeyError, TypeError) as why:
+            args.problems.add(f"--resume: {why}; begin anew with --restart True")
     elif place and not args.resume and not args.restart:
         args.problems.add(f"--save_dir: {kept(args.save_dir)}, or delete it with --restart True")
 
@@ -107,7 +133,7 @@ def inputs(args) -> dict[str, str]:
 def check_data(args, data: dict[str, list[Sample]]) -> None:
     """Stop unless the models, the mask and the data, of which utils.fitting may have left some out, are those
     of the kept run."""
-    before = checkpoint.read_json(find(args.save_dir) / PROGRESS)
+    before = progress(find(args.save_dir))
     now = inputs(args)
     for flag, was in before["inputs"].items():
         if now.get(flag) != was:
@@ -183,11 +209,11 @@ class State:
         one = sum(w.numel() * w.itemsize for w in weights) + moments
         there = sum(f.stat().st_size for f in self.partial.rglob("*") if f.is_file())
         free = folders.free_bytes(self.partial) + there
-        says = f"; the disk of {self.args.save_dir} has {free / 1e9:.1f} GB free"
+        says = f"; the disk of {self.args.save_dir} has {size(free)} free"
         if model > free:
-            cli.fail(f"--save_dir: the model needs {model / 1e9:.1f} GB{says}")
+            cli.fail(f"--save_dir: the model needs {size(model)}{says}")
         if max(2 * one, one + model) > free and self.every != 0:
-            needs = f"a training state needs {one / 1e9:.1f} GB, twice while it is written{says}"
+            needs = f"a training state needs {size(one)}, twice while it is written{says}"
             if self.every:
                 cli.fail(f"--save_steps: {needs}; --save_steps 0 keeps none")
             self.accelerator.print(f"note: {needs}: none is kept on the way")
@@ -218,7 +244,7 @@ class State:
     def begin(self) -> dict[str, Any] | None:
         """An empty partial folder; or, with --resume, the kept state is loaded and what else it says
         returned."""
-        acc, progress = self.accelerator, None
+        acc, before = self.accelerator, None
         if acc.is_main_process:
             if self.args.resume:
                 _settle(self.partial)
@@ -230,12 +256,34 @@ class State:
         acc.wait_for_everyone()
         if self.args.resume:
             state, *_ = _places(self.partial)
-            progress = checkpoint.read_json(state / PROGRESS)
-            acc.load_state(str(state))
-            if acc.is_main_process:
-                self._cut_back(progress["step"])
-            self.accelerator.print(f"resumed after step {progress['step']}")
-        return progress
+            before = progress(state)
+            try:
+                acc.load_state(str(state))
+                self._check_random(state, before["processes"])
+                if acc.is_main_process:
+                    self._cut_back(before["step"])
+            except (*models.refusals(), EOFError, pickle.UnpicklingError) as why:
+                if cli.is_memory(why):
+                    raise
+                cli.fail(
+                    f"--resume: what {state} holds cannot be read ({models.first_line(why)}); begin anew with"
+                    " --restart True"
+                )
+            self.accelerator.print(f"resumed after step {before['step']}")
+        return before
+
+    def _check_random(self, state: Path, processes: int) -> None:
+        """Raises where this process's random states were not taken, of which accelerate says nothing. One
+        that the kept run did not have draws anew."""
+        import torch
+        from accelerate.utils.other import load
+
+        rank = self.accelerator.process_index
+        if rank >= processes:
+            return
+        file = state / f"random_states_{rank}.pkl"
+        if not torch.equal(load(file)["torch_manual_seed"], torch.get_rng_state()):
+            raise ValueError(f"the random states of {file.name} were not taken")
 
     def _cut_back(self, step: int) -> None:
         """Take what lies in the partial folder back to where it was after the step."""
@@ -243,6 +291,8 @@ class State:
         log = self.partial / "log.jsonl"
         lines = log.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
+        if not kept:
+            raise ValueError(f"{log} holds none of the steps")
         checkpoint.write_whole(log, b"".join(kept))
 
     def _drop_halves(self) -> None:

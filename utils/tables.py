@@ -69,7 +69,7 @@ def columns_of(folder: Path) -> list[str]:
     import pyarrow.parquet as pq
 
     if is_saved_dataset(folder):
-        return _saved(folder).column_names
+        return saved(folder).column_names
     files = parquet_files(folder)
     if why := shard_problem(files):
         raise ValueError(why)
@@ -111,19 +111,23 @@ def _batches(folder: Path, columns: list[str]) -> Iterator[pa.RecordBatch | pa.T
     import pyarrow.parquet as pq
 
     if is_saved_dataset(folder):
-        yield from _saved(folder).select_columns(columns).with_format("arrow").iter(ROWS)
+        yield from saved(folder).select_columns(columns).with_format("arrow").iter(ROWS)
         return
     for file in parquet_files(folder):
         yield from pq.ParquetFile(file).iter_batches(ROWS, columns=columns)
 
 
-def _saved(folder: Path):
+def saved(folder: Path):
     """A `save_to_disk` folder. Raises ValueError or OSError where it is not whole."""
     from datasets import load_from_disk
 
     try:
         return load_from_disk(str(folder))
-    except (KeyError, TypeError) as why:  # JSON files with other content than `datasets` writes
+    except (
+        KeyError,
+        TypeError,
+        RecursionError,
+    ) as why:  # JSON files with other content than `datasets` writes
         raise ValueError(f"{type(why).__name__}: {why}") from why
 
 

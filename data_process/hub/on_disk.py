@@ -9,7 +9,7 @@ from typing import Any
 
 from data_process.hub.tables import IMAGE, TASKS, TRAINING, Table, kind
 from utils.models import first_line
-from utils.tables import is_saved_dataset, parquet_files, shard_problem
+from utils.tables import is_saved_dataset, parquet_files, saved, shard_problem
 
 AGAIN = "delete it and download it again"
 
@@ -53,9 +53,11 @@ def inspect(published: Table, folder: Path, training: Table | None = None) -> Fo
     """Read headers only. training: the training split of the same name, if its columns say it is that."""
     found = Found(published, folder)
     if is_saved_dataset(folder):
-        from datasets import load_from_disk
-
-        table = load_from_disk(str(folder))
+        try:
+            table = saved(folder)
+        except (ValueError, OSError) as why:
+            found.mistakes.append(f"{first_line(why)}; {AGAIN}")
+            return found
         found.rows, schemas = len(table), [table.features.arrow_schema]
     else:
         schemas = list(_parquet(found))

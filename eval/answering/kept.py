@@ -110,7 +110,7 @@ def _read(file: Path, settings: str) -> list[Batch]:
     batches = []
     for number, line in enumerate(jsonl.read(file)[0], start=1):
         try:
-            batch = Batch(**json.loads(line))
+            batch = Batch(**jsonl.parse(line))
             if batch.settings != settings:
                 raise ValueError("of another evaluation")
             batch.predictions = [Prediction(**fields) for fields in batch.predictions]

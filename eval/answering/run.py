@@ -77,7 +77,8 @@ def _check_output(args) -> None:
         if args.part != (1, 1):
             # another part that starts at the same time would remove it again, having tried it
             folder.parent.mkdir(parents=True, exist_ok=True)
-        why = folders.why_not_written(folder) or folders.why_not_ours(folder, "results.json")
+        why = folders.why_not_a_place(folder) or folders.why_not_written(folder)
+        why = why or folders.why_not_ours(folder, "results.json")
     except OSError as error:
         why = f"cannot be written: {error.strerror}"
     if why:

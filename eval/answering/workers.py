@@ -117,7 +117,8 @@ def answer_batches(
     """The batches' answers as they come, by one worker per device."""
     if len(devices) > 1:
         cores = len(os.sched_getaffinity(0)) // len(devices)
-        threads = min(int(os.environ.get("OMP_NUM_THREADS", cores)), cores)
+        asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # one per level, as OpenMP has it
+        threads = min(int(asked), cores) if asked.isdecimal() else cores
         yield from answer_in_processes(setup, devices[: len(batches)], batches, max(1, threads))
     else:
         worker = setup.start(devices[0])

@@ -94,7 +94,7 @@ class JudgeAnswer:
     @classmethod
     def read(cls, key: str, text: str) -> JudgeAnswer:
         """From a chat completion. Raises ValueError, LookupError, TypeError, AttributeError if it is none."""
-        body = json.loads(text)
+        body = jsonl.parse(text)
         choice = body["choices"][0]
         said = choice["message"]["content"] or ""
         score = None if choice.get("finish_reason") == "length" else read_score(said)  # it may be the 1 of 10
@@ -111,7 +111,7 @@ class Cache:
         try:
             lines, rest = jsonl.read(path)
             for line in lines or [rest] * bool(rest):  # a lone rest is another's file: never shorten that
-                answer = JudgeAnswer(**json.loads(line))
+                answer = JudgeAnswer(**jsonl.parse(line))
                 if answer.score not in VALID.values():
                     raise ValueError(f"a score of {answer.score!r}")
                 self.answers[answer.key] = answer

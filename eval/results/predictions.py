@@ -119,7 +119,7 @@ def read_predictions(file: Path) -> Iterator[Prediction]:
     ids: set[str] = set()
     for number, text in enumerate([*lines, rest] if rest else lines, start=1):
         try:
-            prediction = Prediction(**json.loads(text))
+            prediction = Prediction(**jsonl.parse(text))
             if file.name != f"predictions_{prediction.split}.jsonl":
                 raise ValueError(f"it is of the split {prediction.split}")
             if prediction.id in ids:
