@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from eval.probes import probe
 from eval.results.probes import probe_folder
 from eval.results.rings import truth_of
-from utils import cli, engines, folders
+from utils import checkpoint, cli, engines, folders
 from utils.clear import CLEARBench
 from utils.data import Question, Sample
 from utils.losses import token_nll
@@ -67,12 +67,26 @@ def parse_args(argv: list[str] | None = None):
         default=0,
         help="most optimizer steps; default 0: the budget's",
     )
-    g.add_argument("--lr", type=cli.number(float, 0, above=True), default=1e-4, help="default 1e-4, constant")
+    g.add_argument(
+        "--lr",
+        type=cli.number(float, 0, above=True),
+        help="learning rate, constant; default: that of the vanilla model's run.json, else 1e-4",
+    )
     g.add_argument(
         "--train_batch_size", type=cli.number(int, 1), default=4, help="samples per step; default 4"
     )
     cli.flag(g, "--lora", default=True, help="train a LoRA adapter; default True; False: all weights")
     return cli.parse(p, argv)
+
+
+def rate_of(vanilla: Path, problems: cli.Problems) -> float:
+    """The learning rate that the facts were taught with."""
+    path = vanilla / folders.WHOLE
+    try:
+        return float(checkpoint.read_json(path)["arguments"].get("lr", 1e-4)) if path.is_file() else 1e-4
+    except (ValueError, KeyError, TypeError, AttributeError) as why:
+        problems.add(f"--vanilla: {path} is no record of a training ({why!r}); take it away, or give --lr")
+        return 1e-4
 
 
 # ---------------------------------------------------------------- who is asked what, after which lessons
@@ -174,6 +188,7 @@ def _training_args(args, model: Path, epochs: int, steps: int, save_dir: Path):
         "restart": True,
     }  # fmt: skip
     given = cli.parse(p, [str(word) for name, value in flags.items() for word in (f"--{name}", value)])
+    given.problems.stop()
     given.problems, given.mask, given.skip_bad_rows = args.problems, None, args.skip_bad_rows
     return given
 
@@ -189,6 +204,7 @@ def curve(args, samples: int) -> list[int]:
 def main(args) -> None:
     engines.check(args.problems)
     study = probe.Study(args)
+    args.lr = args.lr or rate_of(study.vanilla.folder, args.problems)
     lessons = Lessons(study)
     data = {name: lessons.samples(name) for name in args.data}
     steps = curve(args, len(study.bench.forget()))
@@ -196,7 +212,7 @@ def main(args) -> None:
         args.problems.add(f"--data: no {name} samples are left that do not tell what is asked; leave it out")
     args.problems.stop()
     for name, samples in data.items():
-        print(f"{name}: {study.bench.describe(samples)}")
+        print(f"{name}: {study.bench.describe(samples)}, --lr {args.lr:g}")
     given = ("budget", "points", "max_steps", "lr", "train_batch_size", "lora", "data")
     settings = {name: getattr(args, name) for name in given}
 
