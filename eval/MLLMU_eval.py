@@ -71,6 +71,9 @@ def read_questions(args, bench: MLLMUBench):
         )
         return questions, {}
     person, shots = choose_shots(pool, forget, args.seed, args.shots)
+    most = max(map(len, shots.values()), default=0)
+    if args.shots > most:
+        args.problems.add(f"--shots: {args.shots}, but {person} has at most {most} questions of one kind")
     bench.notes.append(f"few_shot examples are of person {person}, whose own questions are left out")
     return [q for q in questions if q.person != person], shots
 

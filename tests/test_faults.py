@@ -245,6 +245,25 @@ def test_ctrl_c_while_a_script_imports():
     assert done.returncode == cli.INTERRUPTED and done.stderr == "stopped: no result was written\n"
 
 
+STREAMS = "import os, sys; {}; from utils import cli; cli.parser('x'); {}"
+
+
+def test_streams_that_are_closed():
+    """Standard input and output that are not there; a reader that has left: no words, 141."""
+    run = lambda before, after, **more: subprocess.run(
+        [sys.executable, "-c", STREAMS.format(before, after)], cwd=ROOT, text=True, check=False, **more
+    )
+    closed = "sys.stdin = sys.stdout = sys.stderr = None"
+    assert run(closed, "print(sys.stdin.isatty(), sys.stdout.isatty())").returncode == 0
+    reads, writes = os.pipe()
+    os.close(reads)
+    done = run("pass", "print('x')", stdout=writes, stderr=subprocess.PIPE)
+    os.close(writes)
+    assert done.returncode == cli.NOBODY_READS and done.stderr == ""
+    done = run("pass", "raise BrokenPipeError", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert done.returncode == 1 and "Traceback" in done.stderr, "another pipe"
+
+
 class OutOfMemoryError(RuntimeError):
     """Named as torch's."""
 

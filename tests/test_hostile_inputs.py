@@ -796,6 +796,12 @@ def test_few_shot_shows_nobody_to_forget(data, capsys):
     assert any("ID 004 of forget_5 not found in Full_Set, which holds 1, 2, 3" in line for line in said)
 
 
+def test_more_shots_than_there_are(data, capsys):
+    argv = ["--data_split_dir", data, "--forget_ratio", 5, "--evaluated_model", "nowhere"]
+    said = refused(capsys, "eval/MLLMU_eval.py", *argv, "--shot", "few_shot", "--shots", 3)
+    assert any(line.startswith("error: --shots: 3, but ") and "at most 2" in line for line in said), said
+
+
 @pytest.mark.parametrize("kind", ["empty file", "broken inside", "no text"])
 def test_the_tokenizers_text(kind, data, tmp_path, capsys):
     table = data / "CLEAR" / "real_faces"

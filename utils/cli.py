@@ -10,6 +10,7 @@ import errno
 import io
 import logging
 import os
+import select
 import sys
 import unicodedata
 import warnings
@@ -19,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from utils.ending import INTERRUPTED, NO_MEMORY, NO_ROOM, Problems, fail
+from utils.ending import INTERRUPTED, NO_MEMORY, NO_ROOM, NOBODY_READS, Problems, fail
 from utils.jsonl import parse as parse_json
 from utils.released import MASK_SWITCHES, Released
 from utils.screen import main_process
@@ -161,6 +162,9 @@ def path(text: str) -> Path | Bad:
 def any_screen() -> None:
     """Print a question mark for what the screen's encoding lacks (α under LANG=C), instead of ending the
     run."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by who has started the command
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (until the end)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # standard error never fails: it escapes by itself; a file or a pipe, too, gets each line at once
         sys.stdout.reconfigure(errors="replace", line_buffering=True)
@@ -188,6 +192,8 @@ def _last_words(args, kind, why, trace) -> None:
         if main_process():
             print(f"stopped: {'; '.join(notes) or 'no result was written'}", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    elif isinstance(why, BrokenPipeError) and _nobody_reads():
+        sys.exit(NOBODY_READS)
     elif is_memory(why):
         words = (str(why).splitlines() or [kind.__name__])[0]
         fail("; ".join([f"out of memory ({words})", *_memory_hints(args), *notes]), NO_MEMORY)
@@ -209,6 +215,17 @@ def go_elsewhere(lacks: str, fix: str) -> NoReturn:
         os.environ["VIRTUAL_ENV"] = str(own)  # once only
         os.execv(python, [python, *sys.argv])
     fail(f"{sys.executable} {lacks}: {fix}")
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe that its reader has left (`| head`); what is still to be written is
+    dropped then."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def is_memory(why: BaseException) -> bool:

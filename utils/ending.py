@@ -7,7 +7,7 @@ import sys
 from typing import NoReturn
 
 # beside 0 (whole) and 1 (the last line says what is missing)
-WRONG_INPUT, DIVERGED, NO_MEMORY, NO_ROOM, INTERRUPTED = 2, 3, 4, 5, 130
+WRONG_INPUT, DIVERGED, NO_MEMORY, NO_ROOM, INTERRUPTED, NOBODY_READS = 2, 3, 4, 5, 130, 141
 
 
 class Problems:
