@@ -19,6 +19,7 @@ from utils import checkpoint, models
 from utils.batches import by_modality
 from utils.collate import Batch, Chat, Collator, PromptLengths
 from utils.data import Sample
+from utils.ending import NO_MEMORY, fail
 from utils.losses import label_logits
 
 
@@ -54,7 +55,7 @@ class ForcedWorker:
             return self.measure(self.collator(samples).to(self.device))
         except torch.OutOfMemoryError as why:
             if len(samples) == 1:
-                raise SystemExit(f"error: not even one question fits into the GPU's memory: {why}") from why
+                fail(f"not even one question fits into the GPU's memory: {models.first_line(why)}", NO_MEMORY)
         # outside the handler, whose exception keeps the tensors of the failed batch alive
         torch.cuda.empty_cache()
         half = len(samples) // 2

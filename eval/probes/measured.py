@@ -17,6 +17,7 @@ from eval.prompts import solved_answer
 from eval.results.probes import probe_folder
 from utils import folders, jsonl, models
 from utils.data import Question, Sample, fingerprint
+from utils.ending import fail
 from utils.tables import same_text
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _kept(path: Path, wanted: dict[str, Any]) -> dict[str, dict[str, Any]]:
         given = json.loads(lines[0])["settings"] if lines else None
         found = {key: numbers for line in lines[1:] for key, numbers in json.loads(line).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as why:
-        raise SystemExit(f"error: {path} is none of ours ({why}); take it away, and probe again") from why
+        fail(f"{path} is none of ours ({why}); take it away, and probe again")
     if given == wanted:
         jsonl.cut(path, rest)  # a line that a stop cut short is no batch
         return found
