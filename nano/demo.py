@@ -25,8 +25,10 @@ from nano.settings import DEMOS, MADE, ORIGINAL, RATIO, TRAIN, Demo
 from nano.warm import ROOT, Crew, Step, command, step
 from utils import cli
 
-LABELS = {"manifold": "MMUnlearner"}
-FIRST = ("GA", "manifold")  # of the methods, those in the first table
+SETTINGS = Path("nano/settings.py")  # newer than a model: it is trained again
+LABELS = {"manifold": "MMUnlearner", "vision_only": "MMUnlearner (vision only)"}
+FIRST = ("GA", "manifold")  # of the methods
+FIRST_TABLE = ("vanilla", *FIRST, "retrained")
 
 
 def parse_args(argv: list[str] | None = None):
@@ -50,7 +52,8 @@ def steps(demo: Demo) -> list[Step]:
     vanilla = demo.folder / "vanilla/run.json"
     origin = ("--model_id", ORIGINAL, "--data_split_dir")
     forget = ("--model_id", ORIGINAL, "--vanilla_dir", vanilla.parent, "--data_split_dir", demo.splits)
-    forget += ("--forget_ratio", RATIO, "--batch_size", "4")
+    forget += ("--forget_ratio", RATIO)
+    given = ("--retain_fraction", demo.retain) * (demo.retain != "100")
 
     def learn(name: str, script: str, *flags: str) -> Step:
         argv = (f"{demo.prefix}_{script}.py", *origin, demo.data, *flags)
@@ -58,13 +61,14 @@ def steps(demo: Demo) -> list[Step]:
         return step(name, argv, demo.folder / name / "run.json", [made], seconds=200)
 
     def unlearn(name: str) -> Step:
-        masked = name == "manifold"
-        flags = ("--grad_mask_path", demo.folder / "mask" / f"{demo.prefix.lower()}_both_mask.pt") * masked
-        argv = (f"{demo.prefix}_{name}.py", *forget, "--save_dir", demo.folder / name, "--lr", demo.lr[name])
-        needs = [vanilla, *[mask] * masked]
-        seconds = 8 if name in ("GA", "NPO") else 50
-        return step(LABELS.get(name, name), (*argv, *TRAIN, *flags), demo.folder / name / "run.json", needs,
-                    seconds=seconds)  # fmt: skip
+        of, needs = demo.methods[name], [vanilla, SETTINGS]
+        argv = (f"{demo.prefix}_{of.script}.py", *forget, "--save_dir", demo.folder / name, *demo.forget)
+        argv += ("--lr", of.lr, *TRAIN, *given * of.has_retain_steps)
+        if of.part:
+            needs.append(mask)
+            argv += ("--grad_mask_path", mask.parent / f"{demo.prefix.lower()}_{of.part}_mask.pt")
+            argv += ("--mask_retain", "True") * of.inside
+        return step(LABELS.get(name, name), argv, demo.folder / name / "run.json", needs, seconds=10)
 
     def evaluate(name: str) -> Step:
         argv = (f"eval/{demo.prefix}_eval.py", "--evaluated_model", demo.folder / name)
@@ -72,22 +76,19 @@ def steps(demo: Demo) -> list[Step]:
         return step(f"questions to {LABELS.get(name, name)}", (*argv, "--mcq", "likelihood"),
                     results(demo, name), [demo.folder / name / "run.json"], seconds=12)  # fmt: skip
 
-    gen_mask = (f"data_process/{demo.prefix}_gen_mask.py", *forget, "--save_dir", demo.folder / "mask")
-    first = [unlearn(name) for name in list(demo.lr)[:2]]
+    gen_mask = (f"data_process/{demo.prefix}_gen_mask.py", *forget, "--save_dir", mask.parent)
+    gen_mask += ("--batch_size", "4", *given)
+    others = [name for name in demo.methods if name not in FIRST]
     return [
         step("benchmark", ("nano/make_nano.py", "--save_dir", MADE), made, seconds=10),
         learn("vanilla", "finetune"),
         learn("retrained", "reference", "--keep_text", "True", "--forget_ratio", RATIO),
-        step("mask", (*gen_mask, *demo.mask), mask, [vanilla], seconds=20),
-        *first,
-        *map(evaluate, first_models(demo)),
-        *map(unlearn, list(demo.lr)[2:]),
-        *map(evaluate, list(demo.lr)[2:]),
+        step("mask", gen_mask, mask, [vanilla], seconds=15),
+        *map(unlearn, FIRST),
+        *map(evaluate, FIRST_TABLE),
+        *map(unlearn, others),
+        *map(evaluate, others),
     ]
-
-
-def first_models(demo: Demo) -> list[str]:
-    return ["vanilla", *list(demo.lr)[:2], "retrained"]
 
 
 def results(demo: Demo, name: str) -> Path:
@@ -107,9 +108,9 @@ class Screen:
 
     def ended(self, one: Step, seconds: float) -> None:
         print(f"{clock(time.monotonic() - self.began):>5}  {one.name} ({clock(seconds)})", flush=True)
-        if not self.shown and all(results(self.demo, name).is_file() for name in first_models(self.demo)):
+        if not self.shown and all(results(self.demo, name).is_file() for name in FIRST_TABLE):
             self.shown = True
-            table(self.demo, first_models(self.demo))
+            table(self.demo, FIRST_TABLE)
 
 
 def table(demo: Demo, models: Sequence[str], *flags: str) -> None:
@@ -125,7 +126,8 @@ def main(args) -> None:
     demo.folder.mkdir(parents=True, exist_ok=True)
     commands = demo.folder / "commands.sh"
     commands.write_text("".join(f"{one.text}\n" for one in todo))
-    print(f"{args.benchmark}: 7 models on invented people, on {args.workers} processes; commands: {commands}")
+    models = f"{len(demo.models)} models on invented people, on {args.workers} processes"
+    print(f"nano {args.benchmark}: {models}; commands: {commands}")
     screen = Screen(demo)
     with Crew(args.workers, demo.folder / "logs") as crew:
         crew.run(todo, screen.ended)
@@ -161,13 +163,14 @@ def _next(demo: Demo, name: str) -> str:
 
 
 def _folded(words: Sequence[str]) -> str:
-    """A command over lines of at most 100 characters."""
+    """A command over lines of at most 100 characters, each flag beside its value."""
+    chunks = shlex.join(words).replace(" --", "\n--").splitlines()
     lines = ["python"]
-    for word in map(shlex.quote, words):
-        if len(lines[-1]) + len(word) > 96 and word.startswith("--"):
+    for chunk in chunks:
+        if len(lines[-1]) + len(chunk) > 96:
             lines[-1] += " \\"
             lines.append("     ")
-        lines[-1] += f" {word}"
+        lines[-1] += f" {chunk}"
     return "\n".join(lines)
 
 

@@ -10,22 +10,36 @@ RATIO = "10"
 
 
 @dataclass(frozen=True)
+class Method:
+    """script: of the method. part: of its mask. inside: whether retain steps stay in the mask, too."""
+
+    script: str
+    lr: str
+    part: str = ""
+    inside: bool = False
+
+    @property
+    def has_retain_steps(self) -> bool:
+        return self.script not in ("GA", "NPO")
+
+
+@dataclass(frozen=True)
 class Demo:
-    """folder: of the models. lr: of each method, found by one rule (docs/nano.md). learn: of the vanilla and
-    the retrained model. epochs, retain: of the methods, and the percentage of the people to retain whom they
-    are shown."""
+    """folder: of the models, one per method. learn: how the vanilla and the retrained model are trained;
+    forget: the methods. retain: percentage of the people to retain whom these are shown."""
 
     prefix: str
     folder: Path
     data: Path
     splits: Path
     learn: tuple[str, ...]
-    lr: dict[str, str]
-    mask: tuple[str, ...] = ()
+    forget: tuple[str, ...]
+    retain: str
+    methods: dict[str, Method]
 
     @property
     def models(self) -> list[str]:
-        return ["vanilla", *self.lr, "retrained"]
+        return ["vanilla", *self.methods, "retrained"]
 
 
 MADE = Path("runs/nano/data")
@@ -35,11 +49,26 @@ DEMOS = {
     "mllmu": Demo(
         "MLLMU", Path("runs/nano"), MADE / "MLLMU-Bench", MADE / "MLLMMU-Bench",
         ("--batch_size", "32", "--lr", "1e-3", "--num_epochs", "10", "--warmup_ratio", "0.05"),
-        {"GA": "1e-4", "manifold": "4e-4", "GA_Diff": "1e-4", "KL_Min": "1e-4", "NPO": "1e-4"},
+        ("--batch_size", "4", "--num_epochs", "2"), "25",
+        {
+            "GA": Method("GA", "8e-5"),
+            "manifold": Method("manifold", "1e-4", "both"),
+            "GA_Diff": Method("GA_Diff", "8e-5"),
+            "KL_Min": Method("KL_Min", "8e-5"),
+            "NPO": Method("NPO", "8e-5"),
+            "vision_only": Method("manifold", "2e-4", "vision", inside=True),
+        },
     ),
     "clear": Demo(
         "CLEAR", Path("runs/nano_clear"), MADE / "CLEAR", MADE / "CLEAR",
         ("--batch_size", "32", "--lr", "1e-3", "--num_epochs", "30", "--warmup_ratio", "0.05"),
-        {"GA": "8e-4", "manifold": "7e-4", "GA_Diff": "6e-4", "KL_Min": "6e-4", "NPO": "8e-4"},
+        ("--batch_size", "4", "--num_epochs", "1"), "100",
+        {
+            "GA": Method("GA", "1e-3"),
+            "manifold": Method("manifold", "1.2e-3", "both"),
+            "GA_Diff": Method("GA_Diff", "8e-4"),
+            "KL_Min": Method("KL_Min", "8e-4"),
+            "NPO": Method("NPO", "8e-4"),
+        },
     ),
 }  # fmt: skip

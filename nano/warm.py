@@ -99,7 +99,9 @@ class Crew:
         self.before = signal.signal(signal.SIGTERM, _stop)
         return self
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(self, kind, why, _) -> None:
+        if isinstance(why, KeyboardInterrupt):
+            why.add_note("what is finished is kept; the same command goes on")
         signal.signal(signal.SIGTERM, self.before)
         if kind:  # nobody waits for what runs
             for process in list((self.pool._processes or {}).values()):

@@ -75,26 +75,6 @@ def test_a_config_of_another_size_than_the_weights(kind, bad, said):
         assert str(bad) in line and told.get(kind, "in its files and") in line, line
 
 
-def test_the_original_model_is_not_loaded_where_there_is_a_vanilla_one(bad, tiny, nano, tmp_path, capsys):
-    """Its sizes are then nobody's concern; those of the vanilla and the reference model are."""
-    with edited(bad / "config.json") as config:
-        config["text_config"]["num_hidden_layers"] += 1
-    argv = [
-        "--data_split_dir",
-        nano / "MLLMMU-Bench",
-        "--forget_ratio",
-        RATIO,
-        "--save_dir",
-        tmp_path / "out",
-    ]
-    for flag in ("--vanilla_dir", "--oracle_model_id"):
-        with pytest.raises(SystemExit, match=f"^{flag}: .* its files lack"):
-            run_script("MLLMU_NPO.py", "--model_id", tiny["llava"], flag, bad, *argv)
-    with pytest.raises(SystemExit) as end:
-        run_script("MLLMU_NPO.py", "--model_id", bad, "--vanilla_dir", tiny["llava"], *argv, "--dry_run")
-    assert end.value.code == 0
-
-
 def test_weights_that_the_config_has_no_place_for(bad):
     with edited(bad / "config.json") as config:
         config["text_config"]["num_hidden_layers"] -= 1

@@ -23,7 +23,7 @@ def row(before, after, vanilla=4, condition="noise", who="forget", people=12):
     ("own", "reference", "expected"),
     [
         (row(1, 3), row(1, 1), "hidden, not forgotten"),
-        (row(1, [2, 3]), row(1, [2, 3]), "not clearly more than the retrained model"),
+        (row(1, [2, 3]), row(1, [2, 3]), "no more than the retrained model"),
         (row(1, [0, 1, 2]), row(1, 1), "not brought back"),
         (row(1, 0), row(1, 1), "not brought back"),
         (row(4, 4), row(1, 3), "nothing was lost"),
@@ -64,7 +64,7 @@ def test_an_interval_that_touches_zero_proves_nothing():
     zero, above = Estimate(5.0, [0.0, 10.0]), Estimate(5.0, [0.1, 10.0])
     assert verdict(above, zero, above) == "not brought back"
     assert verdict(zero, above, above) == "nothing was lost"
-    assert verdict(above, above, zero) == "not clearly more than the retrained model"
+    assert verdict(above, above, zero) == "no more than the retrained model"
 
 
 def test_an_attack_that_harms_everybody_shows_nothing():

@@ -75,8 +75,7 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
     if not args.problems.lines:
         step("importing torch, and looking at the model, its processor and the samples")
         for flag, name in args.models.items():
-            if flag != "--model_id" or not args.vanilla_dir:  # else only its processor is loaded
-                notes += models.check_shapes(name, flag, args.problems)
+            notes += models.check_shapes(name, flag, args.problems)
     args.mask = read_mask(args, bench) if args.grad_mask_path else None
     args.problems.stop()
     fitting.check_samples(args, data)

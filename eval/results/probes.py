@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 VERSION = 1  # of results.json
 NEEDED = {"version": int, "probe": str, "settings": dict, "rows": list, "findings": list}
-HIDDEN, GONE = "hidden, not forgotten", "not brought back"
-AS_RETRAINED = "not clearly more than the retrained model"
+HIDDEN, GONE, AS_RETRAINED = "hidden, not forgotten", "not brought back", "no more than the retrained model"
 NOTHING_LOST, UNKNOWN = "nothing was lost", "too few people to tell"
 HARMED = "not brought back, by what harms the people to retain, too"
 
@@ -179,9 +178,9 @@ class Finding:
 
 def verdict(lost: Estimate, recovered: Estimate, beyond: Estimate, retain: Estimate | None = None) -> str:
     """In this order: nothing was lost, if the interval of what unlearning took is not wholly above 0; hidden,
-    if the model recovers something, and more than the retrained model, with both whole intervals above 0; not
-    clearly more than the retrained model, if it recovers something; else it was not brought back, which says
-    little where the attack took from the people to retain (their whole interval below 0)."""
+    if the model recovers something, and more than the retrained model, with both whole intervals above 0; no
+    more than the retrained model, if it recovers something; else it was not brought back, which says little
+    where the attack took from the people to retain (their whole interval below 0)."""
     if recovered.interval is None:
         return UNKNOWN
     if not lost.above_zero:
