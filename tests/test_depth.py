@@ -51,6 +51,7 @@ LOST, ZERO = Estimate(40.0, [20.0, 60.0]), Estimate(5.0, [0.0, 10.0])
         ((0.3, 0.6), (1.0, 2.0), LOST, "depth 0.10 [0.00, 0.20], net 0.10 [0.30, 0.60]: in between"),
         ((0.0, 0.3), (1.0, 2.0), ZERO, "depth 0.10 [0.00, 0.20], net 0.10 [0.00, 0.30]: nothing was lost"),
         ((0.0, 0.3), (0.0, 2.0), LOST, "depth 0.10 [0.00, 0.20]: the retrained model lacks nothing"),
+        (None, (1.0, 2.0), LOST, "depth 0.10 [0.00, 0.20]: the retrained model lacks nothing"),
         (None, None, LOST, "depth 0.10: too few people to tell"),
     ],
 )
@@ -83,7 +84,9 @@ def test_what_patching_costs_anyway_is_taken_off():
     _, vanilla = by_hand({"forget": [(0.0, 0.0)] * 4, "retain": [(0.0, 0.0)] * 4})
     assert net(*groups, reference, vanilla)["depth"].value == 0
     _, knows = by_hand({"forget": [(1.0, 2.0)] * 4, "retain": others})
-    assert net(*groups, knows, own)["gap"].value == 0 and net(groups[0], [], reference, own) is None
+    same = net(*groups, knows, own)
+    assert same["gap"].value == 0 and same["depth"] is None
+    assert net(groups[0], [], reference, own) is None
 
 
 # ---------------------------------------------------------------- hidden states

@@ -282,7 +282,8 @@ def test_depth_goes_on_and_is_measured_once_for_the_retrained_model(models, monk
     for modality, places in (("image", {"picture", "answer"}), ("text", {"question", "answer"})):
         of = found["modalities"][modality]
         assert of["places"].keys() == places and (of["depth"] == 1) == (of["known_to_both"] < of["questions"])
-    assert all(of["net"]["value"] == 1 and of["gap"]["interval"] for of in found["modalities"].values())
+    assert all(of["gap"]["interval"] for of in found["modalities"].values())
+    assert all(of["net"]["value"] == 1 for of in found["modalities"].values() if of["net"])
     drops = models / "unlearned/probes/depth/drops.jsonl"
     lines = drops.read_bytes().splitlines(keepends=True)
     assert (

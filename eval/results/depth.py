@@ -77,8 +77,8 @@ def mean(pairs: Sequence[tuple[str, float]]) -> dict[str, Any]:
 
 def net(
     forget: Sequence[Question], retain: Sequence[Question], reference: Measured, own: Measured
-) -> dict[str, Estimate] | None:
-    """{"gap": in nats per token, "depth": 0..1, NaN without a layer}, with intervals over people of both
+) -> dict[str, Estimate | None] | None:
+    """{"gap": in nats per token, "depth": 0..1, or None without a layer}, with intervals over people of both
     groups, drawn apart; None where nobody is asked about in one of them."""
     import numpy as np
 
@@ -100,7 +100,8 @@ def net(
     with np.errstate(invalid="ignore"):
         depth = np.clip(d2, 0, held).sum(1) / held.sum(1)
     people = min(len({q.person for q in group}) for group in (forget, retain))
-    return {"gap": Estimate.of_draws(d1.sum(1), people), "depth": Estimate.of_draws(depth, people)}
+    found = None if np.isnan(depth[0]) else Estimate.of_draws(depth, people)
+    return {"gap": Estimate.of_draws(d1.sum(1), people), "depth": found}
 
 
 def summarise(
@@ -112,11 +113,11 @@ def summarise(
     """{modality: {"depth", "interval", "gap", "net", "people", "questions", "known_to_both", "places":
     {place: {"depth", "interval", "stages": {stage: {"reference", "model", "retain", "erased", "holds"}}}}}}.
 
-    stages: eval.answering.patching.Stage. gap, net: as net() has them, as dicts, None without people to
-    retain. known_to_both: questions left out of the depth, since the retrained model lacks nothing.
-    reference, model: mean δ1 and δ2 over all questions with their intervals over people; retain: the mean δ1
-    of people to retain; erased: Σ δ1·LER / Σ δ1 of the layer, None where no question has δ1 > THRESHOLD;
-    holds: the share of questions that do.
+    stages: eval.answering.patching.Stage. gap, net: as net() has them, as dicts, None where it has none.
+    known_to_both: questions left out of the depth, since the retrained model lacks nothing. reference, model:
+    mean δ1 and δ2 over all questions with their intervals over people; retain: the mean δ1 of people to
+    retain; erased: Σ δ1·LER / Σ δ1 of the layer, None where no question has δ1 > THRESHOLD; holds: the share
+    of questions that do.
     """
     found = {}
     for modality in dict.fromkeys(q.modality for q in questions):
@@ -131,7 +132,7 @@ def summarise(
         found[modality] = {
             **_depth(asked, reference, own, None),
             "gap": beyond and asdict(beyond["gap"]),
-            "net": beyond and asdict(beyond["depth"]),
+            "net": beyond and beyond["depth"] and asdict(beyond["depth"]),
             "people": len({q.person for q in asked}),
             "questions": len(asked),
             "known_to_both": sum(not holding(flat(reference[q.id]["drops"])) for q in asked),
@@ -186,10 +187,10 @@ def verdict(found: dict[str, Any], lost: Estimate) -> str:
     if found["depth"] is None:
         return NOTHING_LACKS
     text = f"depth {found['depth']:.2f}"
-    if not found["interval"] or not found["net"] or not found["gap"]["interval"]:
+    if not found["interval"] or not found["gap"] or not found["gap"]["interval"]:
         return f"{text}: {UNKNOWN}"
     text = f"depth {shown(found['depth'], found['interval'])}"
-    if found["gap"]["interval"][0] <= 0 or not found["net"]["interval"]:
+    if found["gap"]["interval"][0] <= 0 or not found["net"] or not found["net"]["interval"]:
         return f"{text}: {NOTHING_LACKS}"
     low, high = found["net"]["interval"]
     text = f"{text}, net {shown(found['net']['value'], (low, high))}"
