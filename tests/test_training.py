@@ -3,6 +3,7 @@ disk."""
 
 import itertools
 import json
+import os
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -469,15 +470,30 @@ def test_the_limit_holds_for_losses_of_ones_own(train_args, tmp_path, monkeypatc
     assert equal(weights(tmp_path / "own"), weights(tmp_path / "free"))
 
 
+class Planted:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
 def test_a_state_that_cannot_be_read(train_args, tmp_path, capsys):
-    """Each of its files empty, of another kind, gone: one line, and nothing is lost before --restart."""
+    """Each of its files empty, of another kind, gone, or one that would run code: one line, and nothing is
+    lost before --restart."""
     argv = train_args(save_steps=1)
+    ran = tmp_path / "ran"
+    torch.save({"seen": Planted(ran)}, tmp_path / "planted")
+    planted = (tmp_path / "planted").read_bytes()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_at(patch, 2)
         run_script(GA, *argv)
     state = tmp_path / ".run.partial" / "state"
     for file in [*state.iterdir(), tmp_path / ".run.partial" / "log.jsonl"]:
         whole, more = file.read_bytes(), (b"[1]", b"[" * 99_999, b"\xff") * (file.name == "progress.json")
+        more += (planted,) * (file.suffix in (".pkl", ".bin"))
         for content in (b"", None, *more):
             file.unlink() if content is None else file.write_bytes(content)
             gone = content is None and file.name == "progress.json"
@@ -485,6 +501,7 @@ def test_a_state_that_cannot_be_read(train_args, tmp_path, capsys):
             word = "no kept state" if gone else "begin anew with --restart True"
             assert line.startswith("error: --resume: ") and word in line, (file.name, content, line)
             file.write_bytes(whole)
+    assert not ran.exists()
     run_script(GA, *argv, "--resume")
 
 

@@ -258,6 +258,7 @@ class State:
             state, *_ = _places(self.partial)
             before = progress(state)
             try:
+                _check_pickles(state)
                 acc.load_state(str(state))
                 self._check_random(state, before["processes"])
                 if acc.is_main_process:
@@ -300,6 +301,15 @@ class State:
         for rest in self.partial.glob("*"):
             if rest.is_file() and rest.name != "log.jsonl":
                 rest.unlink()
+
+
+def _check_pickles(state: Path) -> None:
+    """Raises pickle.UnpicklingError for a file that would run code: accelerate reads those of custom objects
+    with weights_only=False."""
+    from accelerate.utils.other import load
+
+    for file in state.glob("*.pkl"):
+        load(file, map_location="cpu")  # only what it holds safe
 
 
 def _settle(partial: Path) -> None:
