@@ -142,15 +142,20 @@ def sample(question="Who is this?", answer="Ann", picture=None, id="t/1/0", pers
 def nano(tmp_path_factory) -> Path:
     """Folder with MLLMU-Bench and MLLMMU-Bench: ten people, one picture each."""
     folder = tmp_path_factory.mktemp("nano") / "data"
-    run_script(
-        "nano/make_nano.py", "--save_dir", folder, "--people", 10, "--real_people", 4,
-        "--views", 1, "--image_size", 32,
-    )  # fmt: skip
-    for table in folder.glob("*/*"):  # ten questions per row, whatever the nano benchmark comes to ask
+    from nano import mllmu
+
+    knowledge = mllmu.knowledge
+    with pytest.MonkeyPatch.context() as patch:  # every question about the only picture
+        patch.setattr(mllmu, "knowledge", lambda wordings, view=None: knowledge(wordings))
+        run_script(
+            "nano/make_nano.py", "--save_dir", folder, "--people", 10, "--real_people", 4,
+            "--views", 1, "--image_size", 32,
+        )  # fmt: skip
+    for table in folder.glob("*/*"):  # fifteen questions per row, whatever the nano benchmark comes to ask
         rows = read_table(table)
         if rows and "metadata" in rows[0]:
             for row in rows:
-                row["metadata"] = json.dumps(json.loads(row["metadata"])[:10])
+                row["metadata"] = json.dumps(json.loads(row["metadata"])[:15])
             write_table(table, rows, like=table)
     for marker in folder.glob("*/nano.json"):  # tests name the scoring of multiple choice themselves
         marker.write_text("{}")

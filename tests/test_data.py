@@ -87,7 +87,7 @@ def test_ids_come_in_order_and_once(nano):
     bench = bench_of(nano)
     for samples in (bench.forget(), bench.retain(), bench.finetune(), bench.text_knowledge()):
         assert len({s.id for s in samples}) == len(samples)
-    expected = [f"{FORGET}/{p}/{k}" for p in people(nano / "MLLMMU-Bench" / FORGET) for k in range(10)]
+    expected = [f"{FORGET}/{p}/{k}" for p in people(nano / "MLLMMU-Bench" / FORGET) for k in range(15)]
     assert [s.id for s in bench.forget()] == expected
     questions = bench.questions("retain", 1)
     assert len({q.id for q in questions}) == len(questions) == 8 * 18
@@ -101,7 +101,7 @@ def test_text_rows_of_ft_data(nano):
     everyone, rows = bench.finetune(), read_table(nano / "MLLMU-Bench" / "ft_Data")
     for text_only in (True, False):
         asked = [len(json.loads(r["metadata"])) for r in rows if (r["image"] is None) == text_only]
-        assert sum((s.picture is None) == text_only for s in everyone) == sum(asked) >= 10 * 10
+        assert sum((s.picture is None) == text_only for s in everyone) == sum(asked) >= 10 * 15
     assert all(s.picture is not None for s in bench.forget() + bench.retain())
 
 
@@ -146,7 +146,7 @@ def test_metadata_only_in_ft_data(copy, nano):
     samples = bench.forget()
     assert not bench.problems.lines
     assert {s.id.split("/")[1] for s in samples} == bench.forget_people()
-    assert len(samples) == 2 * 10 and all(s.picture for s in samples)
+    assert len(samples) == 2 * 15 and all(s.picture for s in samples)
     assert len(bench.notes) == 1 and "ft_Data" in bench.notes[0] and FORGET in bench.notes[0]
     assert sorted(texts(samples)) == sorted(texts(bench_of(nano).forget()))
 
@@ -297,7 +297,7 @@ def test_an_unreadable_image_is_named_by_its_row(copy, kind, capsys):
     assert f"{KEEP} row 2 (ID {person})" in line and "--skip_bad_rows" in line
     skipping = bench_of(copy, skip=True)
     samples = skipping.retain()
-    assert not skipping.problems.lines and len(samples) == 7 * 10
+    assert not skipping.problems.lines and len(samples) == 7 * 15
     assert person not in {s.id.split("/")[1] for s in samples}
     assert "skipped 1 " in capsys.readouterr().out + " ".join(skipping.notes)
 
@@ -328,7 +328,7 @@ def test_bad_metadata_is_named_by_its_row(copy, text):
     assert len(bench.problems.lines) == 1
     assert f"{FORGET} row 1 (ID {rows[1]['ID']})" in bench.problems.lines[0]
     skipping = bench_of(copy, skip=True)
-    assert len(skipping.forget()) == 10 and not skipping.problems.lines
+    assert len(skipping.forget()) == 15 and not skipping.problems.lines
     assert any(f"{FORGET} row 1" in note for note in skipping.notes)
 
 
