@@ -20,6 +20,8 @@ difference to the first method, with intervals; nano/curves.py), study.png, and 
 
 from __future__ import annotations
 
+import io
+import math
 import os
 import re
 import sys
@@ -322,22 +324,33 @@ def show(frame) -> None:
     for fraction, part in frame.groupby("retain_fraction", sort=False):
         cells = {}
         for name, of in part.groupby("method", sort=False):
-            text = lambda row: (
-                "not reached"
-                if row.kept != row.kept
-                else f"{row.kept:.0f} [{row.kept_low:.0f}, {row.kept_high:.0f}]"
-                + f" {row.kept_more:+.0f} [{row.kept_more_low:+.0f}, {row.kept_more_high:+.0f}]"
-                * (row.kept_more != 0)
-            )
-            cells[name] = {row.ring: text(row) for row in of.itertuples()}
+            cells[name] = {row.ring: _cell(row) for row in of.itertuples()}
         import pandas as pd
 
         print(f"\nnano MLLMU-Bench, {fraction} % of the people to retain given: % right at equal forgetting")
         print(pd.DataFrame(cells).to_markdown())
 
 
+def _cell(row) -> str:
+    """`82 [69, 90] -2 [-6, +0]`: what is kept, and the difference to the first method; without intervals
+    where too few draws reach the level."""
+    if math.isnan(row.kept):
+        return "not reached"
+    text = f"{row.kept:.0f}"
+    if not math.isnan(row.kept_low):
+        text += f" [{row.kept_low:.0f}, {row.kept_high:.0f}]"
+    if math.isnan(row.kept_more) or not row.kept_more:
+        return text
+    text += f" {row.kept_more:+.0f}"
+    if not math.isnan(row.kept_more_low):
+        text += f" [{row.kept_more_low:+.0f}, {row.kept_more_high:+.0f}]"
+    return text
+
+
 def draw(counts, frame, path: Path) -> None:
     """Small multiples, one per ring: kept against forgotten along the learning rates."""
+    from PIL import Image
+
     from data_process.coverage import new_figure
 
     rings = [r for r in RINGS if r in set(frame.ring)]
@@ -359,10 +372,19 @@ def draw(counts, frame, path: Path) -> None:
         axes.set_title(ring, fontsize=8)
         axes.invert_xaxis()
         axes.tick_params(labelsize=7)
-    figure.axes[0].legend(fontsize=6)
+    rows = -(-len(rings) // columns)
+    if len(rings) < rows * columns:  # the names stand where no ring is
+        empty = figure.add_subplot(rows, columns, rows * columns)
+        empty.set_axis_off()
+        empty.legend(
+            *figure.axes[0].get_legend_handles_labels(), fontsize=7, loc="lower right", frameon=False
+        )
+    else:
+        figure.axes[0].legend(fontsize=6)
     figure.supxlabel("forgotten pictures, % right (vanilla at the left)", fontsize=8)
     figure.supylabel("% right", fontsize=8)
-    figure.savefig(path, dpi=110)
+    figure.savefig(drawn := io.BytesIO(), dpi=90)
+    Image.open(drawn).convert("RGB").quantize(64).save(path, optimize=True)
 
 
 if __name__ == "__main__":
