@@ -183,6 +183,7 @@ def test_a_model_whose_head_alone_is_damaged_is_deep_in_no_other_layer(pair, tmp
     reference = measured(patcher := worker(vanilla, retrained), samples := known(worker(vanilla, retrained)))
 
     def last_layer(model) -> None:
+        torch.manual_seed(0)  # not what tests before have left
         model.get_decoder().layers[-1].mlp.down_proj.weight.normal_(std=2)
 
     for change, damaged in ((last_layer, True), (lambda m: m.lm_head.weight.normal_(), False)):
