@@ -256,7 +256,7 @@ def relearn_args(module, models, *flags):
     return module.parse_args(list(map(str, given)))
 
 
-def test_relearning_trains_both_models_alike_and_keeps_neither(models):
+def test_relearning_trains_both_models_alike_and_keeps_neither(models, capsys):
     flags = ["--data", "adjacent,near", "--max_steps", 4, "--points", 2, "--lr", 1e-2, "--lora", "False"]
     found = probe("relearn", models, *flags)
     conditions = ["adjacent, 2 steps", "adjacent, 4 steps", "near, 4 steps"]
@@ -266,6 +266,8 @@ def test_relearning_trains_both_models_alike_and_keeps_neither(models):
     # both are the same weights here, so both learn the same
     assert other["rows"] == found["rows"] and all(f["beyond"]["value"] == 0 for f in found["findings"])
     assert not list(models.rglob("model_*")), "trained models are not kept"
+    run_script("eval/probes/show.py", models / "unlearned")  # the end of probe.sh
+    assert "| relearn" in capsys.readouterr().out
     assert not [p for p in models.rglob(".*") if p.name.endswith((".partial", ".lock"))]
 
 

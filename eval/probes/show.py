@@ -18,24 +18,22 @@ from utils import cli
 
 def parse_args(argv: list[str] | None = None):
     p = cli.parser(__doc__)
-    p.add_argument("models", nargs="*", default=[], help="folders of models that were probed")
+    p.add_argument("folders", nargs="*", default=[], help="folders of models that were probed")
     return cli.parse(p, argv)
 
 
 def main(args) -> None:
     found = {}
-    for model in args.models:
+    for model in args.folders:
         try:
             found[model] = probe_rows(model)
         except ValueError as why:
             args.problems.add(str(why))
             continue
         if not found[model]:
-            args.problems.add(
-                f"models: {model} was not probed; bash probe.sh {model} --reference ... does it"
-            )
-    if not args.models:
-        args.problems.add("models: name at least one folder")
+            args.problems.add(f"{model} was not probed; bash probe.sh {model} --reference ... does it")
+    if not args.folders:
+        args.problems.add("name at least one folder of a model that was probed")
     args.problems.stop()
     for model, findings in found.items():
         print(f"\n{model}\n\n{table(findings)}")
