@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from nano.settings import DEMOS, MADE, ORIGINAL, RATIO, TRAIN, Demo
+from nano.settings import DEMOS, MADE, ORIGINAL, RATIO, TRAIN, Demo, evaluation
 from nano.warm import ROOT, Crew, Step, command, step
 from utils import cli
 
@@ -92,7 +92,7 @@ def steps(demo: Demo) -> list[Step]:
 
 
 def results(demo: Demo, name: str) -> Path:
-    return demo.folder / name / "zero_shot" / f"forget{RATIO}" / "results.json"
+    return evaluation(demo.folder / name) / "results.json"
 
 
 # ---------------------------------------------------------------- the run

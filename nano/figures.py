@@ -24,7 +24,7 @@ from eval.results.figures import tradeoff_plot
 from eval.results.portraits import Portrait, portraits
 from eval.results.predictions import Prediction, read_predictions
 from eval.results.read import load_results
-from nano.settings import DEMOS, RATIO
+from nano.settings import DEMOS, evaluation
 from utils import checkpoint, cli
 from utils.figures import INK, new_figure
 
@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None = None):
     )
     args = cli.parse(p, argv)
     for name in SHOWN:
-        if not (args.nano / name / "zero_shot" / f"forget{RATIO}" / "results.json").is_file():
+        if not (evaluation(args.nano / name) / "results.json").is_file():
             args.problems.add(f"--nano: {args.nano} holds no evaluated {name} model; run bash demo.sh first")
     args.problems.stop()
     return args
@@ -58,7 +58,7 @@ def answers(nano: Path, split: str) -> dict[tuple[str, str, str], Answers]:
     """{(person, right answer, modality): the multiple-choice predictions of the models shown}"""
     found: dict[tuple[str, str, str], Answers] = {}
     for name in SHOWN:
-        file = nano / name / "zero_shot" / f"forget{RATIO}" / f"predictions_{split}.jsonl"
+        file = evaluation(nano / name) / f"predictions_{split}.jsonl"
         for p in read_predictions(file):
             if p.task == "classification":
                 found.setdefault((p.person, p.options[p.truth], p.modality), {})[name] = p

@@ -72,3 +72,8 @@ DEMOS = {
         },
     ),
 }  # fmt: skip
+
+
+def evaluation(model: Path) -> Path:
+    """Where the answers of a model lie."""
+    return model / "zero_shot" / f"forget{RATIO}"

@@ -39,12 +39,12 @@ sys.path.insert(0, str(ROOT))
 from eval.results.predictions import Prediction, read_predictions
 from eval.results.rings import RINGS, Rings
 from nano import curves
+from nano.settings import RATIO, evaluation
 from nano.warm import Crew, Step, step
 from utils import checkpoint, cli
 from utils.benchmark import NANO, given_people
 
 FORGOTTEN = "forgotten pictures"
-RATIO = "10"
 KINDS = {  # of masks, with the flags that make them
     "ce": [],
     "log_odds": ["--saliency", "log_odds"],
@@ -183,7 +183,7 @@ class Places:
             "--forget_ratio", RATIO, "--mcq", "likelihood", "--tasks", "classification,cloze",
             "--batch_size", "64", "--output_dir", self.answers(model),
         ]  # fmt: skip
-        made = self.answers(model) / "zero_shot" / f"forget{RATIO}" / "results.json"
+        made = evaluation(self.answers(model)) / "results.json"
         return step(f"{model.name}_evaluation", argv, made, [model / "run.json"], seconds=6)
 
     def answers(self, model: Path) -> Path:
@@ -208,7 +208,7 @@ def steps_of(places: Places, runs: Sequence[Run]) -> list[Step]:
 
 # ---------------------------------------------------------------- results
 def read(answers: Path) -> list[Prediction]:
-    files = sorted((answers / "zero_shot" / f"forget{RATIO}").glob("predictions_*.jsonl"))
+    files = sorted(evaluation(answers).glob("predictions_*.jsonl"))
     return [p for file in files for p in read_predictions(file)]
 
 
@@ -356,12 +356,13 @@ def draw(counts, frame, path: Path) -> None:
     rings = [r for r in RINGS if r in set(frame.ring)]
     names = list(dict.fromkeys(frame.method))
     columns = 4
-    figure = new_figure(3.2 * columns, 2.6 * -(-len(rings) // columns))
+    rows = -(-len(rings) // columns)
+    figure = new_figure(3.2 * columns, 2.6 * rows)
     share = counts.assign(percent=100 * counts.right / counts.of)
     keys = ["retain_fraction", "method", "lr"]
     means = share.groupby([*keys, "ring"]).percent.mean().unstack()
     for k, ring in enumerate(rings):
-        axes = figure.add_subplot(-(-len(rings) // columns), columns, k + 1)
+        axes = figure.add_subplot(rows, columns, k + 1)
         for j, name in enumerate(names):
             for fraction in dict.fromkeys(frame.retain_fraction):
                 path_of = means.loc[(fraction, name)].sort_index(key=lambda lrs: lrs.astype(float))
@@ -372,7 +373,6 @@ def draw(counts, frame, path: Path) -> None:
         axes.set_title(ring, fontsize=8)
         axes.invert_xaxis()
         axes.tick_params(labelsize=7)
-    rows = -(-len(rings) // columns)
     if len(rings) < rows * columns:  # the names stand where no ring is
         empty = figure.add_subplot(rows, columns, rows * columns)
         empty.set_axis_off()

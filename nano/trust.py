@@ -21,17 +21,17 @@ every number, trust.csv with the table.
 from __future__ import annotations
 
 import os
-import runpy
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from nano.warm import command
 from utils import checkpoint, cli, folders
 
 if TYPE_CHECKING:
@@ -78,18 +78,9 @@ def parse_args(argv: list[str] | None = None):
 
 
 # ---------------------------------------------------------------- models
-def run(script: str, *argv: Any) -> None:
-    """What `python script argv...` does, in this process."""
-    before, sys.argv = sys.argv, [str(ROOT / script), *map(str, argv)]
-    try:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
-    finally:
-        sys.argv = before
-
-
 def train(args, folder: Path, script: str, seed: str, lr: str) -> None:
     data = args.save_dir / "data"
-    run(
+    command(
         script, "--model_id", data / "untrained", "--data_split_dir", data / "MLLMU-Bench", "--save_dir",
         folder, "--forget_ratio", RATIO, "--lora", "False", "--batch_size", 32, "--lr", lr, "--seed", seed,
         "--num_epochs", args.num_epochs, "--warmup_ratio", 0.05,
@@ -107,7 +98,7 @@ def make(args, model: Model) -> Path:
         train(args, folder, KINDS[model.kind], str(number), LRS[number % len(LRS)])
     elif model.condition == "relearnt":
         table = args.save_dir / "data/MLLMMU-Bench" / f"retain_{100 - RATIO}"
-        run(
+        command(
             "MLLMU_finetune.py", "--model_id", plain, "--data_split_dir", table, "--save_dir", folder,
             "--lora", "False", "--batch_size", 32, "--lr", "2e-4", "--max_steps", args.relearn_steps,
         )  # fmt: skip
@@ -135,7 +126,7 @@ def evaluate(args, folder: Path) -> None:
     letter = ("letter", folder / "letter", ["--splits", "forget", "--tasks", "classification"])
     for mcq, place, flags in (likelihood, letter):
         if not (place / f"zero_shot/forget{RATIO}/results.json").is_file():
-            run(
+            command(
                 "eval/MLLMU_eval.py", "--evaluated_model", folder, "--data_split_dir",
                 args.save_dir / "data/MLLMU-Bench", "--forget_ratio", RATIO, "--mcq", mcq, "--output_dir",
                 place, "--max_new_tokens", 16, *flags,
@@ -145,7 +136,7 @@ def evaluate(args, folder: Path) -> None:
 def probe(args, folder: Path) -> None:
     for name in ("memorisation", "membership", "depth"):
         if not (folder / "probes" / name / "results.json").is_file():
-            run(
+            command(
                 f"eval/probes/{name}.py", folder, "--reference", args.save_dir / Model("never", GOLD).name,
                 "--vanilla", args.save_dir / Model("knew", GOLD).name, "--retain_people", 1,
             )  # fmt: skip
@@ -234,7 +225,7 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
 def main(args) -> None:
     if not (args.save_dir / "data/run.json").is_file():
         flags = ("--people", args.people, "--real_people", 4, "--views", 2, "--image_size", 32)
-        run("nano/make_nano.py", "--save_dir", args.save_dir / "data", *flags)
+        command("nano/make_nano.py", "--save_dir", args.save_dir / "data", *flags)
     with folders.exclusive(args.save_dir / ".lock", f"a run writes {args.save_dir}"):
         found = table(collect(args))
     found.to_csv(args.save_dir / "trust.csv", index=False)

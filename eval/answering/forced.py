@@ -7,15 +7,14 @@ alone.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from eval.answering.workers import Setup, keep_memory
-from utils import checkpoint, models
+from eval.answering.workers import OnDevice, Setup
+from utils import models
 from utils.batches import by_modality
 from utils.collate import Batch, Chat, Collator, PromptLengths
 from utils.data import Sample
@@ -23,17 +22,12 @@ from utils.ending import NO_MEMORY, fail
 from utils.losses import label_logits
 
 
-class ForcedWorker:
+class ForcedWorker(OnDevice):
     """A loaded model on its device; what is measured of a batch is the business of `measure`."""
 
     def __init__(self, setup: Setup, device: str, threads: int | None = None):
-        self.started = time.monotonic()
-        if device == "cpu":
-            torch.set_num_threads(threads or torch.get_num_threads())
-            keep_memory()
-        else:
-            torch.cuda.set_device(device)
-        self.setup, self.device = setup, device
+        super().__init__(device, threads)
+        self.setup = setup
         self.processor = models.load_processor(setup.evaluated_model, setup.original_model)
         self.model = self.load(setup.evaluated_model)
         self.family = models.family_of(self.model)
@@ -45,10 +39,7 @@ class ForcedWorker:
 
     def answer(self, samples: list[Sample]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """One dict per sample, and what they cost. What does not fit into a GPU's memory is halved."""
-        found = self._halving(samples)
-        cost = {"questions": len(samples), "device": self.device, **checkpoint.cost(self.started)}
-        self.started = time.monotonic()
-        return found, cost
+        return self._halving(samples), self.cost(len(samples))
 
     def _halving(self, samples: list[Sample]) -> list[dict[str, Any]]:
         try:

@@ -74,31 +74,41 @@ def pick_devices(gpus: Sequence[int]) -> list[str]:
     return [f"cuda:{gpu}" for gpu in gpus]
 
 
-class Worker:
-    """A loaded model on its device."""
+class OnDevice:
+    """What works on a device, and what each batch costs there."""
 
-    def __init__(self, setup: Setup, device: str, threads: int | None = None):
+    def __init__(self, device: str, threads: int | None = None):
         self.started = time.monotonic()
         import torch
-
-        from eval.answering.generate import Answerer
 
         if device == "cpu":
             torch.set_num_threads(threads or torch.get_num_threads())
             keep_memory()
         else:
             torch.cuda.set_device(device)
+        self.device = device
+
+    def cost(self, questions: int) -> dict[str, Any]:
+        """Since the last batch; loading is part of the first."""
+        cost = {"questions": questions, "device": self.device, **checkpoint.cost(self.started)}
+        self.started = time.monotonic()
+        return cost
+
+
+class Worker(OnDevice):
+    """A loaded model on its device."""
+
+    def __init__(self, setup: Setup, device: str, threads: int | None = None):
+        super().__init__(device, threads)
+        from eval.answering.generate import Answerer
+
         processor = models.load_processor(setup.evaluated_model, setup.original_model)
         model = models.load_model(setup.evaluated_model, setup.dtype, setup.attn, processor)
         model = (setup.change(model) if setup.change else model).to(device)
-        self.device = device
         self.answerer = Answerer(model, processor, models.family_of(model), setup.max_new_tokens)
 
     def answer(self, requests: list[Request]) -> tuple[list, dict[str, Any]]:
-        answers = self.answerer.answer(requests)
-        cost = {"questions": len(requests), "device": self.device, **checkpoint.cost(self.started)}
-        self.started = time.monotonic()  # loading is part of the first batch
-        return answers, cost
+        return self.answerer.answer(requests), self.cost(len(requests))
 
 
 def keep_memory() -> None:
