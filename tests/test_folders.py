@@ -5,11 +5,15 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from conftest import RATIO, ROOT, run_script
 
+from eval.results.read import load_results
 from utils import cli, folders
 
 GA, MASKS = "MLLMU_GA.py", "data_process/MLLMU_gen_mask.py"
@@ -36,6 +40,28 @@ def problems_of(save_dir: Path, *inputs: Path, **more) -> list[str]:
 def one_problem(words: str, *given, **more) -> None:
     (line,) = problems_of(*given, **more)
     assert line.startswith("--save_dir: ") and words in line, line
+
+
+@contextmanager
+def comings_and_goings(folder: Path):
+    """Folders in it that other processes make and take away all the time."""
+    ended = threading.Event()
+
+    def work():
+        while not ended.is_set():
+            places = [folder / f"of another run {i}" / "zero_shot" / "forget05" for i in range(8)]
+            for place in places:
+                place.mkdir(parents=True)
+            for place in places:
+                shutil.rmtree(place.parents[1])
+
+    with ThreadPoolExecutor(1) as other:
+        running = other.submit(work)
+        try:
+            yield
+        finally:
+            ended.set()
+        running.result()
 
 
 # ---------------------------------------------------------------- what may be replaced
@@ -129,6 +155,13 @@ with folders.alone({str(tmp_path / "run")!r}):
     subprocess.run([sys.executable, "-c", code], check=False)
     assert folders.lock_file(tmp_path / "run").exists()
     assert not folders.is_held(folders.lock_file(tmp_path / "run"))
+
+
+def test_what_others_take_away_meanwhile_is_passed_over(tmp_path):
+    with comings_and_goings(tmp_path):
+        for _ in range(500):
+            assert not problems_of(tmp_path / "run")
+            assert not load_results([tmp_path], cli.Problems())
 
 
 def test_a_kept_state_is_not_another_scripts(tmp_path):

@@ -8,6 +8,8 @@ the given name is a symbolic link, all this is done where it points to.
 from __future__ import annotations
 
 import fcntl
+import fnmatch
+import glob
 import os
 import shutil
 import sys
@@ -83,6 +85,18 @@ def check_save_dir(
         problems.add(f"--save_dir: {save_dir} {why}")
 
 
+def found(folder: Path, pattern: str) -> list[Path]:
+    """What matches there, by name. What another process takes away meanwhile is passed over, where
+    Path.glob raises FileNotFoundError."""
+    return sorted(folder / name for name in glob.glob(pattern, root_dir=folder))
+
+
+def found_below(folder: Path, pattern: str) -> list[Path]:
+    """Files of such names at any depth, hidden ones, too; links to folders are not followed. As `found`."""
+    walk = os.walk(folder)
+    return sorted(Path(place, f) for place, _, files in walk for f in fnmatch.filter(files, pattern))
+
+
 def why_not_a_place(folder: Path) -> str | None:
     """Why no result belongs there: in a benchmark's folder, where readers would find it, or in the cache that
     models of the hub lie in."""
@@ -91,8 +105,8 @@ def why_not_a_place(folder: Path) -> str | None:
     if folder.resolve().is_relative_to(cache):
         return f"lies in {cache}, the cache of the Hugging Face hub; choose a folder outside"
     for above in folder.resolve().parents[:ABOVE]:
-        tables = {file.parent for file in above.glob("*/train-*.parquet")}
-        if len(tables) > 1 or any(above.glob("train-*.parquet")):
+        tables = {file.parent for file in found(above, "*/train-*.parquet")}
+        if len(tables) > 1 or found(above, "train-*.parquet"):
             return f"lies in {above}, a benchmark's folder; choose a folder outside"
     return None
 
@@ -121,9 +135,9 @@ def why_not_ours(folder: Path, whole: str = WHOLE) -> str | None:
             return f"holds a {whole} that cannot be read; choose another folder"
         if script != Path(sys.argv[0]).name:
             return f"holds a run of {script}; choose another folder, or remove it"
-    if inner := [p.parent for p in folder.rglob(WHOLE) if p.parent != folder]:
+    if inner := [p.parent for p in found_below(folder, WHOLE) if p.parent != folder]:
         return f"holds other runs, such as {inner[0]}, which would be lost with it; choose another folder"
-    if held := [lock for lock in folder.rglob(".*.lock") if is_held(lock)]:
+    if held := [lock for lock in found_below(folder, ".*.lock") if is_held(lock)]:
         return f"is in use: another process writes {held[0].parent}; wait for it, or stop it"
     return None
 

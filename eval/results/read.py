@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from eval.results import intervals
 from eval.results.predictions import Prediction, is_number, read_predictions
 from eval.tasks import METRICS, TASKS, Metric
-from utils import checkpoint, cli
+from utils import checkpoint, cli, folders
 from utils.benchmark import is_nano
 
 if TYPE_CHECKING:
@@ -252,13 +252,15 @@ def _result_files(path: Path) -> list[Path]:
 
 
 def _evaluations(model: Path) -> list[Path]:
-    files = sorted(model.glob("*/forget*/results.json"), reverse=True)  # zero_shot before few_shot
+    files = folders.found(model, "*/forget*/results.json")[::-1]  # zero_shot before few_shot
     return [file.resolve() for file in files if EVALUATION.fullmatch(file.parent.name)]
 
 
 def _models_below(folder: Path) -> list[Path]:
     """Model folders with evaluations anywhere below, by path; what is hidden is not whole."""
-    models = {file.parents[2] for file in folder.glob("**/forget*/results.json")}
+    folder = folder.absolute()  # "." has no folders above
+    files = folders.found_below(folder, "results.json")
+    models = {file.parents[2] for file in files if EVALUATION.fullmatch(file.parent.name)}
     inside = {model: model.relative_to(folder).parts for model in models if model.is_relative_to(folder)}
     return sorted(model for model, parts in inside.items() if not any(p.startswith(".") for p in parts))
 
