@@ -25,29 +25,46 @@ class Method:
 
 @dataclass(frozen=True)
 class Demo:
-    """folder: of the models, one per method. learn: how the vanilla and the retrained model are trained;
-    forget: the methods. retain: percentage of the people to retain whom these are shown."""
+    """folder: of the models, one per method. tables: names of the benchmark's folder and of the one that
+    holds its tables of people to forget and to retain. learn: how the vanilla and the retrained model are
+    trained; forget: the methods. retain: percentage of the people to retain whom these are shown. made:
+    where the benchmarks lie; make: flags that make others. seed: of every training."""
 
     prefix: str
     folder: Path
-    data: Path
-    splits: Path
+    tables: tuple[str, str]
     learn: tuple[str, ...]
     forget: tuple[str, ...]
     retain: str
     methods: dict[str, Method]
+    made: Path = Path("runs/nano/data")
+    make: tuple[str, ...] = ()
+    seed: str = "42"
 
     @property
     def models(self) -> list[str]:
         return ["vanilla", *self.methods, "retrained"]
 
+    @property
+    def original(self) -> Path:
+        return self.made / "untrained"
 
-MADE = Path("runs/nano/data")
-ORIGINAL = MADE / "untrained"
-TRAIN = ("--seed", "42", "--lora", "False")
+    @property
+    def data(self) -> Path:
+        return self.made / self.tables[0]
+
+    @property
+    def splits(self) -> Path:
+        return self.made / self.tables[1]
+
+    @property
+    def train(self) -> tuple[str, ...]:
+        return ("--seed", self.seed, "--lora", "False")
+
+
 DEMOS = {
     "mllmu": Demo(
-        "MLLMU", Path("runs/nano"), MADE / "MLLMU-Bench", MADE / "MLLMMU-Bench",
+        "MLLMU", Path("runs/nano"), ("MLLMU-Bench", "MLLMMU-Bench"),
         ("--batch_size", "32", "--lr", "1e-3", "--num_epochs", "10", "--warmup_ratio", "0.05"),
         ("--batch_size", "4", "--num_epochs", "2"), "25",
         {
@@ -60,7 +77,7 @@ DEMOS = {
         },
     ),
     "clear": Demo(
-        "CLEAR", Path("runs/nano_clear"), MADE / "CLEAR", MADE / "CLEAR",
+        "CLEAR", Path("runs/nano_clear"), ("CLEAR", "CLEAR"),
         ("--batch_size", "32", "--lr", "1e-3", "--num_epochs", "30", "--warmup_ratio", "0.05"),
         ("--batch_size", "4", "--num_epochs", "1"), "100",
         {
