@@ -208,6 +208,7 @@ def main(args) -> None:
     import pandas as pd
 
     os.chdir(ROOT)
+    args.save_dir.mkdir(parents=True, exist_ok=True)
     with folders.exclusive(args.save_dir / ".lock", f"a run writes {args.save_dir}"):
         with Crew(args.workers, args.save_dir / "logs") as crew:
             crew.run(all_steps(args), lambda one, seconds: print(f"{one.name} ({seconds:.0f} s)", flush=True))
