@@ -123,7 +123,7 @@ def all_steps(args) -> list[Step]:
         twins = [twin(demo, one) for one in own if str(demo.folder / "retrained") in one.argv]
         models = [*args.methods, TWIN]
         of_world = [*own, *twins, *probing(demo, models, args.probes)]
-        found += [replace(one, name=f"world {number}, {one.name}") for one in of_world]
+        found += [replace(one, name=f"world {number} {one.name}") for one in of_world]
     return found
 
 

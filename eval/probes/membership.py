@@ -31,6 +31,9 @@ from utils import cli
 from utils.data import Question
 
 
+DIGITS = 4  # scores that differ by less are a tie: batches of other shapes round log p otherwise
+
+
 def parse_args(argv: list[str] | None = None):
     p = probe.parser(__doc__)
     p.set_defaults(tasks=["classification"], batch_size=64, batch_tokens=16384)
@@ -56,7 +59,7 @@ def by_person(questions: list[Question], found: Found, name: str) -> Scores:
     for q in questions:
         for letter in q.options:
             of = people.setdefault(q.person, ([], []))[letter not in right_letters(q)]
-            of.append(found[f"{q.id}/{letter}"][name])
+            of.append(round(found[f"{q.id}/{letter}"][name], DIGITS))
     return people
 
 
