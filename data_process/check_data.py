@@ -29,7 +29,7 @@ from utils import cli
 from utils.benchmark import FLAG, NANO
 from utils.clear import CLEARBench
 from utils.mllmu import MLLMUBench
-from utils.tables import is_table
+from utils.reading.tables import is_table
 
 if TYPE_CHECKING:
     from argparse import Namespace

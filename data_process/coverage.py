@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.figures import INK, new_figure, plain
+from utils.run.figures import INK, new_figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

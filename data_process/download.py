@@ -29,9 +29,10 @@ from data_process.hub.tables import (
     check_table_args,
     chosen,
 )
-from utils import cli, folders
+from utils import cli
 from utils.models import first_line
-from utils.tables import parquet_files
+from utils.reading.tables import parquet_files
+from utils.run import folders
 
 if TYPE_CHECKING:
     from argparse import Namespace

@@ -27,11 +27,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from data_process.coverage import coverage, heat_map, print_coverage
-from utils import checkpoint, cli, engines, folders, models
+from utils import checkpoint, cli, models
 from utils.data import Sample
-from utils.ending import DIVERGED
+from utils.loop import engines
 from utils.losses import drawn_nll, token_log_odds, token_nll
 from utils.released import MASK_SWITCHES, ratio_mask
+from utils.run import folders
+from utils.run.ending import DIVERGED
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +67,7 @@ class SquaredGradients:
         ]
 
     def _hook(self, total: torch.Tensor, scale: float):
-        from utils.shards import local
+        from utils.loop.shards import local
 
         total = local(total)
 
@@ -92,7 +94,7 @@ class Plan:
 
 def batch_counts(plans: Sequence[Plan], size: int) -> dict[str, int]:
     """Per parameter the number of batches that feed its sum."""
-    from utils.batches import cut
+    from utils.loop.batches import cut
 
     counts: Counter[str] = Counter()
     for plan in plans:
@@ -132,7 +134,7 @@ def grand_totals(sums: dict[str, torch.Tensor], accelerator) -> dict[str, float]
     """Each parameter's sum over its weights and over all processes."""
     import torch
 
-    from utils.shards import local
+    from utils.loop.shards import local
 
     found = torch.stack([local(total).sum().double() for total in sums.values()])
     found = accelerator.reduce(found) if accelerator.num_processes > 1 else found
@@ -142,7 +144,7 @@ def grand_totals(sums: dict[str, torch.Tensor], accelerator) -> dict[str, float]
 def whole_sum(total: torch.Tensor, accelerator) -> torch.Tensor:
     """A parameter's sum over all processes: each has summed its own batches or, under FSDP2, holds its share
     of the weights."""
-    from utils.shards import whole
+    from utils.loop.shards import whole
 
     if accelerator.is_fsdp2:
         return whole(total)
@@ -171,7 +173,7 @@ def fisher_pass(
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    from utils.batches import cut, one_pass
+    from utils.loop.batches import cut, one_pass
 
     parameters = {n: p for plan in plans for n, p in plan.parameters.items() if n in sums}
     for p in parameters.values():

@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from eval.metrics import forget_quality
 from eval.results.predictions import read_predictions
 from eval.results.read import Result, load_results
-from utils import checkpoint, cli, folders
+from utils import checkpoint, cli
+from utils.run import folders
 
 
 def parse_args(argv: list[str] | None = None):

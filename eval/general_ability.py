@@ -29,7 +29,9 @@ from packaging.version import Version
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils import adapters, checkpoint, cli, folders, jsonl, models
+from utils import checkpoint, cli, models
+from utils.adapters import stored
+from utils.run import folders, jsonl
 
 # decord, which lmms-eval's model classes import, comes with this extra only
 INSTALL = f'{sys.executable} -m pip install "lmms-eval[video-legacy]==0.7.3"'
@@ -79,7 +81,7 @@ def check(args) -> None:
         add(f"model: no such folder: {args.model}; first hf download OWNER/NAME --local-dir FOLDER")
         return
     folder = Path(args.model).resolve()
-    if adapters.is_adapter(folder):
+    if stored.is_adapter(folder):
         add(f"model: {args.model} is an adapter; lmms_eval reads whole models, which --merge True saves")
         return
     folders.check_writable(folder / "general", "model", args.problems)

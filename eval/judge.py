@@ -31,7 +31,8 @@ from eval.results.predictions import Prediction, read_predictions
 from eval.results.read import Result, load_results, read_answers, read_results
 from eval.results.summary import summarise
 from eval.tasks import FACTUALITY
-from utils import checkpoint, cli, folders, jsonl
+from utils import checkpoint, cli
+from utils.run import folders, jsonl
 
 SCORE_TOKENS = 8  # of the judge's answer, for the estimate
 CACHE = "runs/judge_cache.jsonl"

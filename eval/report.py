@@ -46,7 +46,8 @@ from eval.results.rings import truth_of
 from eval.results.runs import MaskUse, Run, cost_rows, load_runs, masks_of
 from eval.results.verdicts import DAMAGE, aims, gate_lines, gate_summary
 from eval.tasks import FACTUALITY, TASKS, split_of
-from utils import checkpoint, cli, folders
+from utils import checkpoint, cli
+from utils.run import folders
 
 if TYPE_CHECKING:
     import argparse

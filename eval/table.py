@@ -40,7 +40,8 @@ from eval.results.remarks import NANO_REMARK, remarks
 from eval.results.runs import load_runs, masks_of
 from eval.results.verdicts import gate_lines
 from eval.tasks import METRICS, lower_is_better
-from utils import checkpoint, cli, folders
+from utils import checkpoint, cli
+from utils.run import folders
 
 if TYPE_CHECKING:
     import argparse

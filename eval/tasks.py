@@ -17,7 +17,7 @@ from utils.benchmark import Split
 from utils.clear import CLEARBench
 from utils.data import Question
 from utils.mllmu import MLLMUBench
-from utils.tables import same_text
+from utils.reading.tables import same_text
 
 if TYPE_CHECKING:
     from utils.collate import Chat

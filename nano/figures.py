@@ -26,7 +26,7 @@ from eval.results.predictions import Prediction, read_predictions
 from eval.results.read import load_results
 from nano.settings import DEMOS, evaluation
 from utils import checkpoint, cli
-from utils.figures import INK, new_figure
+from utils.run.figures import INK, new_figure
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -31,8 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from nano.clear import write_clear
 from nano.mllmu import RATIOS, to_forget, write_mllmu
 from nano.people import invent, portrait
-from utils import checkpoint, cli, folders
+from utils import checkpoint, cli
 from utils.benchmark import NANO
+from utils.run import folders
 
 if TYPE_CHECKING:
     from argparse import Namespace

@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nano.stand_ins import STAND_INS, Files, Size, differences, train_tokenizer, write
 from nano.tables import read_texts
-from utils import cli, folders
+from utils import cli
+from utils.run import folders
 
 if TYPE_CHECKING:
     from argparse import Namespace

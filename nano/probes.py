@@ -34,7 +34,8 @@ sys.path.insert(0, str(ROOT))
 from nano.demo import results, steps
 from nano.settings import DEMOS, Demo
 from nano.warm import Crew, Step, step
-from utils import checkpoint, cli, folders
+from utils import checkpoint, cli
+from utils.run import folders
 
 if TYPE_CHECKING:
     import pandas as pd

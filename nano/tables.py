@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.models import first_line
-from utils.tables import from_json
+from utils.reading.tables import from_json
 
 if TYPE_CHECKING:
     import pyarrow as pa

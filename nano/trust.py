@@ -32,7 +32,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from nano.warm import command
-from utils import checkpoint, cli, folders
+from utils import checkpoint, cli
+from utils.run import folders
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -32,9 +32,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from nano import stand_ins
-from utils import cli, dry_run, models, planning
+from utils import cli, models
 from utils.data import Sample
-from utils.pictures import Picture
+from utils.planning import dry_run, needs
+from utils.reading.pictures import Picture
 
 SMALL = {
     "llava": stand_ins.Size(168, 14, 8, 64, 6, 6, 64, mlp_ratio=2),
@@ -217,7 +218,7 @@ def matrix_peak(precision: str) -> float:
     return 2 * n**3 / min(seconds)
 
 
-def found(plan: dry_run.Plan, peak: int, memory: planning.Memory, seconds: float, each: int) -> dict:
+def found(plan: dry_run.Plan, peak: int, memory: needs.Memory, seconds: float, each: int) -> dict:
     """each: operations per weight and token; work: those of a batch of longest samples."""
     of, tokens = plan.model.weights, {"language": plan.lengths.tokens, "vision": plan.lengths.patches}
     work = each * plan.how.batch * sum(of[part] * tokens[part] for part in of)
@@ -251,8 +252,8 @@ def train(args, words: str, folder: Path) -> dict:
 
 def make_masks(args, words: str, folder: Path) -> dict:
     from data_process.saliency import masks_of
-    from utils import engines
     from utils.collate import Collator
+    from utils.loop import engines
 
     of = command("masks", words, folder, args)
     data = {name: samples(name, 2 * args.batch_size) for name in ("forget", "retain")}
@@ -290,7 +291,7 @@ def evaluate(args, words: str, folder: Path) -> dict:
     per_token = 2 * 2 * text.num_hidden_layers * text.num_key_value_heads * heads
     per_token *= 2 if plan.how.precision == "fp32" else 1
     tokens = args.batch_size * plan.lengths.tokens
-    memory = planning.evaluation(plan.model, plan.how.precision, tokens, per_token)
+    memory = needs.evaluation(plan.model, plan.how.precision, tokens, per_token)
     each = seconds / args.batch_size
     got = found(plan, peak.taken(), memory, each, 2)
     return got | {"work": got["work"] / args.batch_size}

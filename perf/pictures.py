@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from nano import stand_ins
 from utils import cli, models
 from utils.data import Sample
-from utils.pictures import Picture
+from utils.reading.pictures import Picture
 
 SIZES = {"llava": stand_ins.Size(image_size=336), "qwen2_vl": None}
 

@@ -102,8 +102,8 @@ def one_way(args) -> None:
     from accelerate import Accelerator
 
     from data_process.saliency import masks_of
-    from utils.batches import cut
     from utils.collate import Collator
+    from utils.loop.batches import cut
 
     sets, accelerator = read_sets(Path(args.folder), args.samples), Accelerator()
     processor = models.load_processor(str(Path(args.folder) / "model"))

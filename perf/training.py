@@ -26,8 +26,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from perf.setting import data, prepare, run
-from utils import checkpoint, cli, jsonl, models
+from utils import checkpoint, cli, models
 from utils.mllmu import MLLMUBench
+from utils.run import jsonl
 
 SCRIPTS = {"GA": 4, "NPO": 4, "GA_Diff": 1, "KL_Min": 1, "SimNPO": 1, "manifold": 1}  # epochs
 SKIPPED = 2  # first steps of a run, which touch memory for the first time

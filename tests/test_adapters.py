@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import RATIO, run_script, weights
 
-from utils import adapters, models
+from utils import models
+from utils.adapters import stored
 from utils.masks import model_fingerprint
 
 GA = "MLLMU_GA.py"
@@ -67,7 +68,7 @@ def test_training_from_an_adapter_folder(pair, train_args, tmp_path):
         run_script(GA, *train_args(**start, save_dir=again, merge=False))
         found[kind] = weights(full), weights(again)
     assert same(found["merged"][0], found["adapter"][0]) and same(found["merged"][1], found["adapter"][1])
-    assert adapters.lineage(str(tmp_path / "adapter-again"))[1:-1] == [str(pair[1])]
+    assert stored.lineage(str(tmp_path / "adapter-again"))[1:-1] == [str(pair[1])]
 
 
 def test_an_adapter_of_peft_with_names_of_transformers_4(pair, tiny, tmp_path):

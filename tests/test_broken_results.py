@@ -273,7 +273,7 @@ def test_what_a_result_may_not_replace(evaluate, tmp_path, capsys):
 @pytest.mark.parametrize("benchmark", ["MLLMU-Bench", "CLEAR"])
 def test_a_full_disk(benchmark, evaluate, monkeypatch):
     """One line; what fitted is kept, and the same command goes on."""
-    from utils import jsonl
+    from utils.run import jsonl
 
     real, left = jsonl.append, [2]
 

@@ -12,7 +12,7 @@ from test_golden import answered
 from test_training import equal
 
 from eval.answering import workers
-from utils import card, hub
+from utils.loop import card, hub
 from utils.masks import Mask
 
 GA, MASKS = "MLLMU_GA.py", "data_process/MLLMU_gen_mask.py"

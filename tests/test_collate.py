@@ -6,8 +6,8 @@ import pytest
 import torch
 from conftest import PICTURE_TOKENS, picture_cell, sample
 
-from utils.batches import by_modality
 from utils.collate import IGNORE, Chat, Collator
+from utils.loop.batches import by_modality
 from utils.models import FAMILIES
 
 END = {"llava": "</s>", "qwen2_vl": "<|im_end|>", "mllama": "<|eot_id|>"}

@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import ROOT, load_script
 
-from utils import engines
 from utils.cli import Problems
+from utils.loop import engines
 from utils.masks import Mask, pack, repack, unpack
 
 

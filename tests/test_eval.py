@@ -15,7 +15,7 @@ import torch
 from conftest import FAMILIES, ROOT, jsonl, picture_cell, read_table, run_script, write_table
 
 from eval.answering.plan import MemoryCost, plan_batches
-from utils import folders
+from utils.run import folders
 
 EVAL = "eval/MLLMU_eval.py"
 SIZES = [(32, 32), (64, 32), (32, 96), (100, 40), (48, 48)]

@@ -15,7 +15,8 @@ from conftest import RATIO, ROOT, jsonl, run_script, weights
 from test_broken_results import evaluations  # noqa: F401 (a fixture)
 from test_training import equal
 
-from utils import cli, state
+from utils import cli
+from utils.loop import state
 
 GA, MANIFOLD, MASKS = "MLLMU_GA.py", "MLLMU_manifold.py", "data_process/MLLMU_gen_mask.py"
 SEED = int(os.environ.get("FAULTS_SEED", time.time_ns() % 10_000))

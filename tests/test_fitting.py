@@ -10,10 +10,11 @@ import torch
 from conftest import RATIO, edited, picture_cell, read_table, run_script, sample, write_table
 
 from nano.stand_ins import STAND_INS
-from utils import fitting, models
+from utils import models
 from utils.cli import Problems
 from utils.collate import IGNORE, Collator
-from utils.fitting import Fitting, own_tokens
+from utils.planning import fitting
+from utils.planning.fitting import Fitting, own_tokens
 
 COMMANDS = {
     "MLLMU": ["MLLMU_GA.py", "data_process/MLLMU_gen_mask.py", "eval/MLLMU_eval.py"],

@@ -14,7 +14,8 @@ import pytest
 from conftest import RATIO, ROOT, run_script
 
 from eval.results.read import load_results
-from utils import cli, folders
+from utils import cli
+from utils.run import folders
 
 GA, MASKS = "MLLMU_GA.py", "data_process/MLLMU_gen_mask.py"
 
@@ -142,7 +143,7 @@ def test_a_forked_process_does_not_hold_the_lock(tmp_path):
     code = f"""
 import os, signal, sys, time
 sys.path.insert(0, {str(ROOT)!r})
-from utils import folders
+from utils.run import folders
 with folders.alone({str(tmp_path / "run")!r}):
     ends = os.pipe()
     if os.fork() == 0:

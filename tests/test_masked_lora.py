@@ -10,9 +10,10 @@ from test_distributed import launch
 from test_scripts import one_step, snapshot, trainer_of
 from test_training import equal, stop_at
 
-from utils import lora, models
+from utils import models
+from utils.adapters import lora
+from utils.adapters.masked import MaskedLowRank
 from utils.collate import Collator
-from utils.masked_lora import MaskedLowRank
 from utils.masks import Mask, pack
 
 MANIFOLD = "MLLMU_manifold.py"

@@ -6,9 +6,9 @@ import pickle
 import pytest
 import torch
 
+from utils.loop.optimizer import AdamW
 from utils.masks import FORMAT, Mask, MaskError, mask_gradients, pack, unpack
 from utils.models import FAMILIES, empty_model
-from utils.optimizer import AdamW
 
 
 def shapes_of(folder) -> dict[str, list[int]]:

@@ -220,7 +220,7 @@ def test_ga_diff_without_forgetting_is_fine_tuning_on_retain(runs, nano, tmp_pat
     script = load_script("MLLMU_finetune.py")
     assert script.MLLMUBench  # its data are the table itself
     plain = runs("ga_diff", "MLLMU_GA_Diff.py", forget_alpha=0)
-    from utils import batches
+    from utils.loop import batches
 
     original = batches.Stream.__init__
 

@@ -7,8 +7,9 @@ import shutil
 import pytest
 from conftest import RATIO, edited, run_script
 
-from utils import fitting, models
-from utils.ending import WRONG_INPUT, Problems
+from utils import models
+from utils.planning import fitting
+from utils.run.ending import WRONG_INPUT, Problems
 
 EVALS = {"MLLMU": "eval/MLLMU_eval.py", "CLEAR": "eval/CLEAR_eval.py"}
 

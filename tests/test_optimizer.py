@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from utils import eight_bit
 from utils import masks as mask_files
+from utils.loop import eight_bit
+from utils.loop.optimizer import AdamW
 from utils.masks import pack
-from utils.optimizer import AdamW
 
 SETTINGS = {"lr": 1e-3, "weight_decay": 0.1, "eps": 1e-8}
 SHAPES = [(64, 48), (1000,), (7, 3, 5), (1,)]

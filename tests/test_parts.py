@@ -14,7 +14,7 @@ from test_golden import answered
 
 from eval.answering import workers
 from eval.answering.plan import MemoryCost, plan_batches, share
-from utils import folders
+from utils.run import folders
 
 BENCHMARKS = {
     "MLLMU-Bench": ("eval/MLLMU_eval.py", "--splits", "forget"),

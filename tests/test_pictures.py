@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageCms
 from PIL.Image import Transpose
 
-from utils.pictures import TURNS, UNREADABLE, Picture, rgb
+from utils.reading.pictures import TURNS, UNREADABLE, Picture, rgb
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8))
 GREY = NOISE.convert("L")

@@ -12,11 +12,12 @@ from conftest import ROOT, jsonl, load_script, run_script, sample
 from PIL import Image
 
 from nano import stand_ins
-from utils import cli, dry_run, models, planning
+from utils import cli, models
+from utils.adapters.lora import add_lora
 from utils.collate import Collator
-from utils.lora import add_lora
 from utils.losses import token_nll
-from utils.planning import Layers, Lengths, Model, Setting, Spread, training
+from utils.planning import dry_run, needs
+from utils.planning.needs import Layers, Lengths, Model, Setting, Spread, training
 
 BILLION = 10**9
 DECODER = Layers(number=2, width=64, heads=64, mlp=128, gated=True, rms=True)
@@ -35,7 +36,7 @@ NOTHING = Lengths(0, 0, 0)
 ])  # fmt: skip
 def test_bytes_per_trained_weight(how, bytes_per_weight):
     found = training(SIZED, how, NOTHING, Spread())
-    scratch = planning.SCRATCH * planning.PIECE
+    scratch = needs.SCRATCH * needs.PIECE
     assert found.least == pytest.approx(7e9 * bytes_per_weight, abs=scratch + 7e9 / 15)
 
 
@@ -56,25 +57,25 @@ def test_lora_and_what_waits():
     assert (found.gradients, found.moments, found.compensation) == (4 * adapter, 8 * adapter, 0)
     two = training(SIZED, Setting("bf16", lora=models.PARTS, masked=8, quantized=True), NOTHING, Spread())
     assert two.moments == 2 * found.moments and two.weights == pytest.approx(
-        7e9 * planning.NF4 + SIZED.root * (2 - planning.NF4) + 8 * adapter
+        7e9 * needs.NF4 + SIZED.root * (2 - needs.NF4) + 8 * adapter
     )
     waits = training(SIZED, Setting("bf16", accumulates=True), NOTHING, Spread())
     assert waits.waiting == 2 * 7e9 and waits.peak == pytest.approx(waits.stays + 14e9, rel=0.02)
 
 
 def test_masks_in_blocks():
-    whole, four = (planning.saliency(SIZED, Setting("bf16"), NOTHING, Spread(), n) for n in (1, 4))
+    whole, four = (needs.saliency(SIZED, Setting("bf16"), NOTHING, Spread(), n) for n in (1, 4))
     assert (whole.weights, whole.sums, four.sums) == (14e9, 28e9, 7e9)
-    cut = planning.saliency(SIZED, Setting("bf16"), NOTHING, Spread("fsdp2", 4))
+    cut = needs.saliency(SIZED, Setting("bf16"), NOTHING, Spread("fsdp2", 4))
     assert cut.sums == 7e9 and cut.weights == 14e9 / 4 + (BILLION // 2 + 2 * BILLION // 5) * 2
 
 
 def test_checkpointing_keeps_inputs_and_one_layer():
     how, lengths = Setting("fp32", batch=3), Lengths(tokens=10, answer=1, patches=0)
-    layer = planning.saved_by_layer(DECODER, how, "language") * 30
+    layer = needs.saved_by_layer(DECODER, how, "language") * 30
     logits = 3 * 100 * 16
-    assert planning.activations(SIZED, how, lengths) == 2 * layer + logits
-    less = planning.activations(SIZED, Setting("fp32", batch=3, checkpointing=True), lengths)
+    assert needs.activations(SIZED, how, lengths) == 2 * layer + logits
+    less = needs.activations(SIZED, Setting("fp32", batch=3, checkpointing=True), lengths)
     assert less == 2 * 64 * 4 * 30 + layer + logits
 
 
@@ -89,8 +90,8 @@ def test_the_table_of_bytes_in_the_document():
         words = re.findall(r"[\w.]+", title)
         precision = next(names[word] for word in reversed(words) if word in names)
         moments = next((words[k + 1] for k, word in enumerate(words) if word == "moments"), "fp32")
-        kept = planning.TRAINED[precision]
-        of_moments = planning.MOMENTS["bf16" if precision == "nearest" else moments]
+        kept = needs.TRAINED[precision]
+        of_moments = needs.MOMENTS["bf16" if precision == "nearest" else moments]
         parts = [kept.weight, kept.compensation, kept.gradient, of_moments]
         assert numbers == [*parts, sum(parts)], title
 
@@ -227,7 +228,7 @@ def test_the_table_of_the_readme(tmp_path):
             row = expected.setdefault(title, [[], [], []])
             for cell, over in zip(row, spreads):
                 how = Setting("bf16", checkpointing=True)
-                cell.append(f"{planning.saliency(model, how, of, over, blocks).peak / 1e9:.0f}")
+                cell.append(f"{needs.saliency(model, how, of, over, blocks).peak / 1e9:.0f}")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for title, row in expected.items():
         line = f"| {title} | " + " | ".join(" / ".join(cell) for cell in row) + " |"
@@ -283,7 +284,7 @@ def test_a_plan_that_cannot_fit_is_refused_with_what_would(train_args, tiny, mon
     room = type("Properties", (), {"total_memory": int(weights * 9.5)})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: room)
-    monkeypatch.setattr(planning, "SCRATCH", 0)
+    monkeypatch.setattr(needs, "SCRATCH", 0)
     with pytest.raises(SystemExit) as end:
         run_script("MLLMU_GA.py", *train_args(lora=False))
     (said,) = capsys.readouterr().err.splitlines()

@@ -9,8 +9,8 @@ from test_training import equal, stop_at
 
 from nano.stand_ins import train_tokenizer, write
 from nano.tables import read_texts
+from utils.loop.update import UpdateSample
 from utils.models import load_model
-from utils.update import UpdateSample
 
 LR = 1e-5
 

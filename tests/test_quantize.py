@@ -8,7 +8,8 @@ from conftest import run_script, weights
 
 from nano import stand_ins
 from nano.tables import read_texts
-from utils import lora, models
+from utils import models
+from utils.adapters import lora
 from utils.masks import Mask, pack
 
 GA = "MLLMU_GA.py"

@@ -18,7 +18,7 @@ from eval.results.remarks import remarks
 from eval.results.summary import summarise
 from eval.tasks import METRICS
 from utils.cli import Problems
-from utils.figures import new_figure
+from utils.run.figures import new_figure
 
 
 def count(correct, total):

@@ -8,7 +8,7 @@ import pytest
 from conftest import jsonl, run_script
 from PIL import Image
 
-from utils import tracking
+from utils.loop import tracking
 
 GA = "MLLMU_GA.py"
 

@@ -13,7 +13,7 @@ import torch
 from conftest import FAMILIES, RATIO, jsonl, picture_cell, run_script, sample, weights
 
 from utils import models, training
-from utils.batches import Stream
+from utils.loop.batches import Stream
 from utils.released import Released
 from utils.training import Phase, alternate, once
 

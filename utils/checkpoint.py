@@ -15,7 +15,7 @@ from typing import Any
 
 from utils import cli
 from utils.data import fingerprint
-from utils.jsonl import parse
+from utils.run.jsonl import parse
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "pillow", "numpy")
 

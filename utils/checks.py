@@ -6,23 +6,14 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import (
-    adapters,
-    checkpoint,
-    cli,
-    dry_run,
-    engines,
-    fitting,
-    folders,
-    hub,
-    lora,
-    models,
-    state,
-    tracking,
-)
+from utils import checkpoint, cli, models
+from utils.adapters import lora, stored
 from utils.data import Sample, fingerprint
+from utils.loop import engines, hub, state, tracking
+from utils.planning import dry_run, fitting
 from utils.released import PAPER
-from utils.screen import step
+from utils.run import folders
+from utils.run.screen import step
 
 if TYPE_CHECKING:
     from utils.benchmark import Bench
@@ -48,7 +39,7 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
         inputs += [
             (f"the base of {flag}", base)
             for flag, name in args.models.items()
-            for base in adapters.lineage(name or "")[1:]
+            for base in stored.lineage(name or "")[1:]
         ]
         folders.check_save_dir(args.save_dir, args.problems, inputs, trains)
         if trains:
@@ -126,7 +117,7 @@ def _check_quantize(args) -> None:
         add("quantized weights are not trained; give --lora True")
     if importlib.util.find_spec("bitsandbytes") is None:
         add("needs the package bitsandbytes: pip install bitsandbytes")
-    if adapters.is_adapter(vanilla or ""):
+    if stored.is_adapter(vanilla or ""):
         add(f"{vanilla} is an adapter folder, which is merged in fp32; give a merged model (--merge True)")
     if engines.engine().sharded:
         add("FSDP2 does not cut weights in 4 bits; use DDP or one process")

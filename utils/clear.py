@@ -22,7 +22,7 @@ from string import ascii_uppercase
 
 from utils.benchmark import FORGET, RETAIN, Bench, Split
 from utils.data import Picture, Question, Sample
-from utils.tables import BadCell, Row, is_table, same_text
+from utils.reading.tables import BadCell, Row, is_table, same_text
 
 CAPTION_PROMPTS = (
     "Describe the image.",

@@ -20,10 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from utils.ending import INTERRUPTED, NO_MEMORY, NO_ROOM, NOBODY_READS, Problems, fail
-from utils.jsonl import parse as parse_json
 from utils.released import MASK_SWITCHES, Released
-from utils.screen import main_process
+from utils.run.ending import INTERRUPTED, NO_MEMORY, NO_ROOM, NOBODY_READS, Problems, fail
+from utils.run.jsonl import parse as parse_json
+from utils.run.screen import main_process
 
 # bytes; the system's are 255 and 4096, and hidden neighbours are longer
 LONGEST_NAME, LONGEST_PATH = 200, 3500

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from utils.data import IGNORE, Sample
-from utils.pictures import Picture
-from utils.prepared import Undecoded, prepared_once
+from utils.reading.pictures import Picture
+from utils.reading.prepared import Undecoded, prepared_once
 
 
 @dataclass

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from utils.pictures import Picture
+from utils.reading.pictures import Picture
 
 if TYPE_CHECKING:
     from utils.cli import Problems

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.adapters import lineage
+from utils.adapters.stored import lineage
 from utils.data import Sample, fingerprint
-from utils.jsonl import parse
+from utils.loop.shards import local, span
 from utils.models import FAMILIES, local_folder, today, weight_files
 from utils.released import MASK_NAMES, PAPER, Released
-from utils.shards import local, span
+from utils.run.jsonl import parse
 
 FORMAT = "mmunlearner-mask-1"
 

@@ -15,7 +15,18 @@ from typing import Any
 
 from utils.benchmark import FLAG, FORGET, RETAIN, SHOWN, Bench, Split, named
 from utils.data import Picture, Question, Sample
-from utils.tables import BadCell, Row, from_json, is_table, items, options, question, same_text, struct, text
+from utils.reading.tables import (
+    BadCell,
+    Row,
+    from_json,
+    is_table,
+    items,
+    options,
+    question,
+    same_text,
+    struct,
+    text,
+)
 
 TASK_COLUMNS = ("Classification_Task", "Generation_Task", "Mask_Task")
 MODALITIES = {"Image_Textual": "image", "Pure_Text": "text"}  # by the Type of an item

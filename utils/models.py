@@ -17,10 +17,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import adapters, folders
-from utils.ending import fail
-from utils.jsonl import parse
-from utils.screen import size, step
+from utils.adapters import stored
+from utils.run import folders
+from utils.run.ending import fail
+from utils.run.jsonl import parse
+from utils.run.screen import size, step
 
 if TYPE_CHECKING:
     import torch
@@ -162,8 +163,8 @@ def check_model(name: str | None, flag: str, problems: Problems) -> None:
         elif why := why_not_from_hub(name):
             problems.add(f"{flag}: {name} is no folder here, was not downloaded before, and {why}")
         return
-    if adapters.is_adapter(folder):
-        base = adapters.check_adapter(folder, flag, problems)
+    if stored.is_adapter(folder):
+        base = stored.check_adapter(folder, flag, problems)
         check_model(base, f"{flag}: the base of {name}", problems)
         return
     if not (folder / "config.json").is_file():
@@ -227,9 +228,9 @@ def weights_folder(name: str) -> Path:
 def weight_files(folder: Path) -> list[Path]:
     """The model's own files: not an optimizer's, nor another program's copy of the same weights. Those of an
     adapter, its configuration among them, come with those of its base."""
-    if adapters.is_adapter(folder):
-        bases = [Path(base) for base in adapters.lineage(str(folder))[1:2] if local_folder(base)]
-        own = [folder / adapters.CONFIG, *adapters.adapter_files(folder)]
+    if stored.is_adapter(folder):
+        bases = [Path(base) for base in stored.lineage(str(folder))[1:2] if local_folder(base)]
+        own = [folder / stored.CONFIG, *stored.adapter_files(folder)]
         return own + [file for base in bases for file in weight_files(base)]
     return sorted([*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin")])
 
@@ -331,7 +332,7 @@ def processor_lacks(folder: Path) -> str | None:
 def check_processor(names: list[tuple[str, str | None]], problems: Problems) -> list[str]:
     """Add a problem when all given (flag, model) pairs are folders and none of them, nor its base, holds a
     whole processor. Returns notes on those that are not whole and passed over."""
-    given = [local_folder(model) for _, name in names if name for model in adapters.lineage(name)]
+    given = [local_folder(model) for _, name in names if name for model in stored.lineage(name)]
     lacking = {folder: why for folder in given if folder and (why := processor_lacks(folder))}
     halves = [f"{folder} lacks {why}" for folder, why in lacking.items() if has_processor(folder)]
     if not given or len(lacking) < len(set(given)):
@@ -360,7 +361,7 @@ def stored_dtype(name: str) -> str | None:
     """The precision of a local model's files by its config.json, e.g. "float16", fp32 of a merged adapter;
     None where that is not said."""
     folder = local_folder(name)
-    if adapters.is_adapter(name):
+    if stored.is_adapter(name):
         return "float32"
     config = parse((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
     return config.get("dtype") or config.get("torch_dtype")
@@ -401,7 +402,7 @@ def load_model(
     Raises SystemExit naming the model when it is not there, of no use, not whole, or when its weights are no
     numbers, or no embeddings for all tokens of the processor.
     """
-    if adapters.is_adapter(name):
+    if stored.is_adapter(name):
         model = _load_adapter(name, dtype, attn)
     else:
         step(f"loading {name}{_size_text(name)}")
@@ -426,8 +427,8 @@ def _size_text(name: str) -> str:
 
 def _load_adapter(folder: str, dtype: str, attn: str) -> PreTrainedModel:
     """The base with the adapter merged in fp32, then in the precision asked for."""
-    model = load_model(adapters.lineage(folder)[1], "fp32", attn)
-    model = adapters.with_adapter(model, folder, lambda name: today(name, model.config.model_type))
+    model = load_model(stored.lineage(folder)[1], "fp32", attn)
+    model = stored.with_adapter(model, folder, lambda name: today(name, model.config.model_type))
     for p in model.parameters():  # not the buffers, some of which are in fp32 in all models
         p.data = p.data.to(pick_dtype(dtype))
     return model
@@ -466,9 +467,9 @@ def _load_whole(name: str, dtype: str, attn: str, quantize: str) -> PreTrainedMo
         missing = sorted(info["missing_keys"])
         fail(f"the files of {name} lack {len(missing)} of the model's weights, e.g. {missing[0]}")
     if info["mismatched_keys"]:  # the same
-        weight, stored, expected = sorted(info["mismatched_keys"])[0]
+        weight, held, expected = sorted(info["mismatched_keys"])[0]
         fail(
-            f"{name}: {weight} has shape {list(stored)} in its files and {list(expected)} by its config.json"
+            f"{name}: {weight} has shape {list(held)} in its files and {list(expected)} by its config.json"
         )
     if quantize == "4bit":
         for module in model.modules():  # some CPUs' format for inference, which a forward in eval mode takes
@@ -503,7 +504,7 @@ def read_config(name: str) -> PreTrainedConfig:
     config.json that transformers refuses."""
     from transformers import AutoConfig
 
-    whole = adapters.lineage(name)[-1]
+    whole = stored.lineage(name)[-1]
     try:
         return AutoConfig.from_pretrained(whole, trust_remote_code=False)
     except refusals() as why:
@@ -521,7 +522,7 @@ def load_processor(*names: str | None) -> ProcessorMixin:
 
     from utils.collate import Chat
 
-    found = [model for given in filter(None, names) for model in adapters.lineage(given)]
+    found = [model for given in filter(None, names) for model in stored.lineage(given)]
     found = [n for n in found if local_folder(n) is None or has_processor(Path(n))]
     for name in [n for n in found if local_folder(n) is None or not processor_lacks(Path(n))] or found:
         try:
@@ -588,7 +589,7 @@ def check_shapes(name: str | None, flag: str, problems: Problems) -> list[str]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    folder = local_folder(adapters.lineage(name)[-1]) if name else None
+    folder = local_folder(stored.lineage(name)[-1]) if name else None
     files = weight_files(folder) if folder else []
     if not files or any(file.suffix != ".safetensors" for file in files):
         return []
@@ -604,9 +605,9 @@ def check_shapes(name: str | None, flag: str, problems: Problems) -> list[str]:
         return []
     missing, strange = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if info["mismatched_keys"]:
-        weight, stored, expected = sorted(info["mismatched_keys"])[0]
+        weight, held, expected = sorted(info["mismatched_keys"])[0]
         problems.add(
-            f"{flag}: {folder}: {weight} has shape {list(stored)} in its files and {list(expected)} by its"
+            f"{flag}: {folder}: {weight} has shape {list(held)} in its files and {list(expected)} by its"
             " config.json"
         )
     elif missing:

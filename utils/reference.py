@@ -51,7 +51,7 @@ class AnswerStates:
     """
 
     def __init__(self, args, frozen: Trainer | str, samples: list[Sample]):
-        from utils.shards import whole
+        from utils.loop.shards import whole
 
         self.by_id: dict[str, torch.Tensor] = {}
         self.head: list[torch.Tensor] = []  # weight and, perhaps, bias
@@ -82,8 +82,8 @@ def _go_over(args, frozen: Trainer | str, samples: list[Sample], keep: Callable)
     import torch
     from accelerate import PartialState
 
-    from utils.batches import cut, one_pass
     from utils.collate import Collator
+    from utils.loop.batches import cut, one_pass
 
     dtype = models.training_dtype(args)
     with _asked(args, frozen, dtype) as (model, processor), torch.no_grad(), models.autocast(dtype):

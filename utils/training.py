@@ -20,11 +20,14 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from utils import card, checkpoint, cli, engines, folders, hub, lora, models, state, tracking
-from utils.batches import Stream, loader
+from utils import checkpoint, cli, models
+from utils.adapters import lora
 from utils.data import Sample
-from utils.ending import DIVERGED
+from utils.loop import card, engines, hub, state, tracking
+from utils.loop.batches import Stream, loader
 from utils.losses import token_nll
+from utils.run import folders
+from utils.run.ending import DIVERGED
 
 if TYPE_CHECKING:
     import torch
@@ -93,8 +96,8 @@ class Trainer:
         import torch
         from accelerate.utils import set_seed
 
-        from utils.optimizer import AdamW
-        from utils.update import UpdateSample
+        from utils.loop.optimizer import AdamW
+        from utils.loop.update import UpdateSample
 
         self.args, self.started = args, time.monotonic()
         self.dtype = dtype = models.training_dtype(args)
@@ -176,7 +179,7 @@ class Trainer:
     @contextmanager
     def vanilla_model(self) -> Iterator[torch.nn.Module]:
         """The model in eval mode as it was loaded: without its adapter, or before the first step."""
-        from utils.shards import reshard
+        from utils.loop.shards import reshard
 
         model = self.accelerator.unwrap_model(self.model)
         with model.disable_adapter() if self.args.lora else nullcontext():
@@ -256,8 +259,8 @@ class Trainer:
         """One optimizer step on one global batch; returns its loss and gradient norm."""
         import torch
 
+        from utils.loop.shards import local
         from utils.masks import mask_gradients
-        from utils.shards import local
 
         acc, mask = self.accelerator, phase.mask
         if self.args.lora and self.args.mask is not None:
@@ -360,7 +363,7 @@ class Trainer:
             hub.push(self.args.save_dir, self.args.push_to_hub)
 
     def _save(self) -> None:
-        from utils.shards import whole_weights
+        from utils.loop.shards import whole_weights
 
         acc = self.accelerator
         model, state = acc.unwrap_model(self.model), self.optimizer.optimizer.state
@@ -424,7 +427,7 @@ class Trainer:
     def _merged(self, adapted) -> PreTrainedModel:
         """The vanilla model, read anew in fp32 (for training it may have been rounded or quantized), with the
         adapter merged."""
-        from utils.update import UpdateSample
+        from utils.loop.update import UpdateSample
 
         model = models.load_model(self.vanilla, "fp32", self.args.attn)
         weights = dict(model.named_parameters())

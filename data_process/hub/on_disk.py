@@ -9,7 +9,7 @@ from typing import Any
 
 from data_process.hub.tables import IMAGE, TASKS, TRAINING, Table, kind
 from utils.models import first_line
-from utils.tables import is_saved_dataset, parquet_files, saved, shard_problem
+from utils.reading.tables import is_saved_dataset, parquet_files, saved, shard_problem
 
 AGAIN = "delete it and download it again"
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import cache
 
 from data_process.hub.on_disk import Found
-from utils.tables import BadCell, identity, read_rows
+from utils.reading.tables import BadCell, identity, read_rows
 
 AGAIN = "download these tables again from one place"
 SHOWN = 3  # people named per mistake

@@ -15,11 +15,11 @@ import torch
 
 from eval.answering.workers import OnDevice, Setup
 from utils import models
-from utils.batches import by_modality
 from utils.collate import Batch, Chat, Collator, PromptLengths
 from utils.data import Sample
-from utils.ending import NO_MEMORY, fail
+from utils.loop.batches import by_modality
 from utils.losses import label_logits
+from utils.run.ending import NO_MEMORY, fail
 
 
 class ForcedWorker(OnDevice):

@@ -27,9 +27,9 @@ from eval.answering.shared_prefix import (
     rows_at_once,
 )
 from utils.collate import Chat, Collator, adds_special_tokens, encode
-from utils.ending import NO_MEMORY, fail
 from utils.losses import label_logits
 from utils.models import first_line
+from utils.run.ending import NO_MEMORY, fail
 
 
 class Answerer:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.results.predictions import Prediction
-from utils import checkpoint, folders, jsonl
+from utils import checkpoint
+from utils.run import folders, jsonl
 
 
 @dataclass

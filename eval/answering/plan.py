@@ -52,7 +52,7 @@ class Request:
         return self.letter, self.options is not None
 
     def loaded(self) -> list:
-        from utils.prepared import Undecoded
+        from utils.reading.prepared import Undecoded
 
         return [Undecoded(picture) for picture in self.pictures]
 

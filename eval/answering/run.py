@@ -21,10 +21,12 @@ from eval.results.predictions import Prediction, read_predictions
 from eval.results.read import VERSION, other_ratio, read_results, training_of
 from eval.results.summary import doubts, paired_differences, summarise
 from eval.tasks import TASKS
-from utils import card, checkpoint, cli, folders, jsonl, models
+from utils import checkpoint, cli, models
 from utils.benchmark import NANO
 from utils.data import Question, fingerprint
-from utils.screen import step
+from utils.loop import card
+from utils.run import folders, jsonl
+from utils.run.screen import step
 
 if TYPE_CHECKING:
     from eval.answering.plan import MemoryCost, Request
@@ -224,7 +226,7 @@ class Asked:
 def _ask(args, questions: list[Question], request: Callable, examples: Sequence[Question]) -> Asked:
     """What the model is asked. Stops with the questions that it cannot be asked, or, with --skip_bad_rows,
     leaves them out."""
-    from utils.fitting import Fitting, those_that_fit
+    from utils.planning.fitting import Fitting, those_that_fit
 
     step("importing torch, and looking at the model, its processor and the questions")
     notes = models.check_shapes(args.evaluated_model, "--evaluated_model", args.problems)

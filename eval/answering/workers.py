@@ -52,7 +52,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Ended:
-    """Why a worker has ended itself, and its exit code (utils/ending.py)."""
+    """Why a worker has ended itself, and its exit code (utils/run/ending.py)."""
 
     line: str
     code: int

@@ -20,7 +20,8 @@ from eval.probes import probe
 from eval.results.facts import CELLS, PICTURE, Gone, forgotten_splits, gone
 from eval.results.probes import Finding, write_probe
 from eval.tasks import split_of
-from utils import cli, folders
+from utils import cli
+from utils.run import folders
 
 
 def parse_args(argv: list[str] | None = None):

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from eval.probes import probe
 from eval.prompts import solved_answer
 from eval.results.probes import probe_folder
-from utils import folders, jsonl, models
+from utils import models
 from utils.data import Question, Sample, fingerprint
-from utils.ending import fail
-from utils.tables import same_text
+from utils.reading.tables import same_text
+from utils.run import folders, jsonl
+from utils.run.ending import fail
 
 if TYPE_CHECKING:
     from eval.answering.workers import Setup

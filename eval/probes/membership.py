@@ -30,7 +30,6 @@ from eval.results.probes import Finding
 from utils import cli
 from utils.data import Question
 
-
 DIGITS = 4  # scores that differ by less are a tie: batches of other shapes round log p otherwise
 
 

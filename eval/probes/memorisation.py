@@ -30,8 +30,9 @@ from eval.metrics import exact_memorisation, extraction_strength, forget_quality
 from eval.probes import probe
 from eval.probes.measured import measured_tokens, option_samples, right_letters
 from eval.results.probes import AS_RETRAINED, UNKNOWN, Estimate, Finding
-from utils import cli, folders
+from utils import cli
 from utils.data import Question, Sample
+from utils.run import folders
 
 STILL, TRACE = "still memorised", "less than the retrained model, a new trace"
 

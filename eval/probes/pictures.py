@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from utils.pictures import Picture
+from utils.reading.pictures import Picture
 
 if TYPE_CHECKING:
     import numpy as np

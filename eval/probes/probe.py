@@ -30,11 +30,12 @@ from eval.prompts import clear_prompt, mllmu_prompt
 from eval.results.predictions import Prediction, read_predictions
 from eval.results.probes import Finding, Row, findings, probe_folder, read_probe, table, write_probe
 from eval.results.read import read_results
-from utils import cli, folders, models
+from utils import cli, models
 from utils.benchmark import is_nano
 from utils.clear import CLEARBench
 from utils.data import Question, fingerprint
 from utils.mllmu import MLLMUBench
+from utils.run import folders
 
 PROMPTS = {MLLMUBench: mllmu_prompt, CLEARBench: clear_prompt}
 TASKS = {MLLMUBench: ["classification"], CLEARBench: ["classification", "probability"]}  # asked by default

@@ -33,11 +33,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from eval.probes import probe
 from eval.results.probes import probe_folder
 from eval.results.rings import truth_of
-from utils import checkpoint, cli, engines, folders
+from utils import checkpoint, cli
 from utils.clear import CLEARBench
 from utils.data import Question, Sample
+from utils.loop import engines
 from utils.losses import token_nll
-from utils.tables import same_text
+from utils.reading.tables import same_text
+from utils.run import folders
 from utils.training import Phase, Trainer, once
 
 DATA = ("adjacent", "near", "unrelated")
@@ -155,7 +157,7 @@ def train(args, model: Path, samples: list[Sample], steps: int, save_dir: Path) 
     """Train a model for some steps into a folder, unless it is there."""
     import torch
 
-    from utils import fitting
+    from utils.planning import fitting
 
     if folders.recover(save_dir) or (save_dir / folders.WHOLE).is_file():
         return save_dir

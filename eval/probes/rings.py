@@ -21,8 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from eval.probes import probe
 from eval.results.probes import Finding, write_probe
 from eval.results.rings import Kept, Rings, kept
-from utils import checkpoint, cli, folders
+from utils import checkpoint, cli
 from utils.benchmark import NANO, given_people
+from utils.run import folders
 
 
 def parse_args(argv: list[str] | None = None):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.results.depth import THRESHOLD
 from eval.results.figures import DASHES, MARKERS, SERIES, shortened, svg
-from utils.figures import INK, new_figure, plain
+from utils.run.figures import INK, new_figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from data_process.coverage import HEAT
 from eval.results.read import Result, known_name
 from eval.tasks import METRICS, arrow
-from utils.figures import INK, new_figure, plain
+from utils.run.figures import INK, new_figure, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from eval.results.predictions import Prediction
-from utils import folders, jsonl
-from utils.ending import WRONG_INPUT
+from utils.run import folders, jsonl
+from utils.run.ending import WRONG_INPUT
 
 if TYPE_CHECKING:
     import argparse

@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.pictures import UNREADABLE, rgb
-from utils.tables import BadCell, columns_of, identity, is_table, picture_bytes, read_rows
+from utils.reading.pictures import UNREADABLE, rgb
+from utils.reading.tables import BadCell, columns_of, identity, is_table, picture_bytes, read_rows
 
 THUMBNAIL = 192  # pixels; shown at up to 96, so sharp on a phone too
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.tasks import FACTUALITY, TASKS
-from utils import jsonl
 from utils.data import Question
+from utils.run import jsonl
 
 KINDS = dict.fromkeys(("id", "person", "split", "task", "modality", "question", "prompt", "truth"), str) | {
     "reply": str | None, "choice": str | None, "options": dict | None, "option_scores": dict | None,

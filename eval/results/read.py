@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from eval.results import intervals
 from eval.results.predictions import Prediction, is_number, read_predictions
 from eval.tasks import METRICS, TASKS, Metric
-from utils import checkpoint, cli, folders
+from utils import checkpoint, cli
 from utils.benchmark import is_nano
+from utils.run import folders
 
 if TYPE_CHECKING:
     import argparse

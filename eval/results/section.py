@@ -1,4 +1,5 @@
-"""An evaluation as a section of its model's card (utils/card.py): the numbers with counts and intervals."""
+"""An evaluation as a section of its model's card (utils/loop/card.py): its numbers with counts and
+intervals."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from utils.shards import local, span
+from utils.loop.shards import local, span
 
 MOST = 1 << 20  # weights looked at
 

@@ -27,12 +27,12 @@ def add_lora(model: PreTrainedModel, targets: list[str], args, mask: Mask | None
     """A peft model with the adapter of --lora_r, --lora_alpha, --lora_dropout (gaussian start, as in the
     paper's code) on the linear layers `targets`.
 
-    mask: forget steps train a second adapter, FORGET, whose product the mask bounds (utils/masked_lora.py),
-    on the targets of which something is salient.
+    mask: forget steps train a second adapter, FORGET, whose product the mask bounds
+    (utils/adapters/masked.py), on the targets of which something is salient.
     """
     from peft import LoraConfig, get_peft_model
 
-    from utils.masked_lora import Masked
+    from utils.adapters.masked import Masked
 
     config = partial(
         LoraConfig, r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout,
@@ -106,7 +106,7 @@ def merge(adapted: PeftModel, model: PreTrainedModel) -> None:
     """
     import torch
 
-    from utils.masked_lora import masked_
+    from utils.adapters.masked import masked_
 
     weights = dict(model.named_parameters())
     for name, layer in adapted_layers(adapted).items():

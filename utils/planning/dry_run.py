@@ -1,7 +1,7 @@
 """--dry_run: what a run will do and take, printed before any weight is loaded; and whether it can fit at all.
 
 Reads the configuration (a model without memory, on the meta device), the processor and the data; the
-arithmetic is utils/planning.py.
+arithmetic is utils/planning/needs.py.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import engines, models, planning
-from utils.batches import Stream, cut
+from utils import models
 from utils.data import Sample
-from utils.planning import Layers, Lengths, Memory, Model, Setting, Spread
-from utils.screen import size
+from utils.loop import engines
+from utils.loop.batches import Stream, cut
+from utils.planning import needs
+from utils.planning.needs import Layers, Lengths, Memory, Model, Setting, Spread
+from utils.run.screen import size
 from utils.training import Phase, alternate, once
 
 if TYPE_CHECKING:
@@ -160,10 +162,10 @@ class Plan:
 
     def memory(self, over: Spread) -> Memory:
         if self.args.task == "training":
-            return planning.training(self.model, self.how, self.lengths, over)
+            return needs.training(self.model, self.how, self.lengths, over)
         two = self.args.mask_kind == "topk" or self.args.released.fisher_dtype != "fp32"
         blocks, sums = self.args.blocks, 2 if two else 1
-        return planning.saliency(self.model, self.how, self.lengths, over, blocks, sums)
+        return needs.saliency(self.model, self.how, self.lengths, over, blocks, sums)
 
     def steps(self, over: Spread) -> str:
         """Optimizer steps per kind; of masks the batches of their passes."""
@@ -191,9 +193,7 @@ class Plan:
         billions = lambda n: f"{n / 1e9:.2f} B" if n >= 1e8 else f"{n / 1e6:.2f} M"
         trained = "none trained" if args.task == "masks" else "all trained"
         if how.lora:
-            trained = (
-                f"frozen, and {billions(planning.adapters(model, how))} of LoRA on {self.targets} layers"
-            )
+            trained = f"frozen, and {billions(needs.adapters(model, how))} of LoRA on {self.targets} layers"
         parts = ", ".join(f"{part} {billions(n)}" for part, n in sorted(model.weights.items()))
         out = [
             "",
@@ -227,11 +227,11 @@ class Plan:
 
     def _disk(self) -> str:
         if self.args.task == "masks":
-            return f"{size(2 * planning.MASK * self.model.all)} for three masks"
+            return f"{size(2 * needs.MASK * self.model.all)} for three masks"
         name = self.args.save_dtype
         if name == "auto":
             name = "bf16" if self.how.precision == "nearest" else "fp32"
-        taken = planning.disk(self.model, self.how, name)
+        taken = needs.disk(self.model, self.how, name)
         what = f"{size(taken['model'])} for the model in {name}"
         if not self.args.merge:
             what = f"{size(taken['adapter'])} for the adapter"
@@ -293,12 +293,12 @@ def what_fits(plan: Plan, room: float) -> list[str]:
     aside."""
     found, several = [], {name: over for name, over in spreads().items() if over.processes > 1}
     if plan.args.task == "masks":
-        least = lambda blocks, over: planning.saliency(plan.model, plan.how, plan.lengths, over, blocks).least
+        least = lambda blocks, over: needs.saliency(plan.model, plan.how, plan.lengths, over, blocks).least
         few = [n for n in (2, 4, 8, 16) if least(n, spread()) <= room]
         return [f"--blocks {n}" for n in few[:1]] + [
             name for name, over in several.items() if least(plan.args.blocks, over) <= room
         ]
-    least = lambda how, over: planning.training(plan.model, how, plan.lengths, over).least
+    least = lambda how, over: needs.training(plan.model, how, plan.lengths, over).least
     if not plan.how.lora and least(replace(plan.how, precision="bf16", moments="8bit"), spread()) <= room:
         found.append("--dtype bf16 --moments 8bit")
     if not plan.how.lora and plan.model.all * 2 <= room:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from utils.ending import fail
+from utils.run.ending import fail
 
 # what tells of this machine (paths), and evaluations, which are whole tables of questions
 KEPT_HERE = ("run.json", "log.jsonl", "zero_shot/*", "few_shot/*", "general/*", ".*")

@@ -4,7 +4,7 @@
 
     one process; DDP    every process holds the whole model
     FSDP2               every weight is cut over the processes, and its mask, gradient and optimizer state
-                        with it (utils/shards.py)
+                        with it (utils/loop/shards.py)
     ZeRO (DeepSpeed)    gradients and optimizer state lie in flat partitions that ignore where a weight begins
 
 docs/engines.md has the table of what is carried. `check` looks at the environment alone, before anything
@@ -17,7 +17,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from utils.ending import fail
+from utils.run.ending import fail
 
 if TYPE_CHECKING:
     import torch

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, ProcessorMixin
 
     from utils.collate import Chat
-    from utils.pictures import Picture
+    from utils.reading.pictures import Picture
 
 SHOWN = 5  # bad rows that are named
 # bytes: the most tokens that a normalizer makes of a character's bytes (U+FDFA: 18 letters of 3)

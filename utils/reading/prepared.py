@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature
 
-from utils.pictures import Picture
+from utils.reading.pictures import Picture
 
 KEPT = 2 << 30  # bytes; 1,500 pictures of LLaVA-1.5, 80 of 1024 x 1024 pixels of Qwen2-VL
 PROBES = ((320, 320), (320, 320), (160, 480))  # two of one shape, which image processors take together

@@ -7,7 +7,7 @@ Gradients arrive as activations leave, so the two are not added up, but for grad
 accumulated forwards, and DDP's buckets). Weights are counted; activations are an estimate from the
 configuration. docs/memory.md has the table of bytes per weight, and the plan beside measured peaks.
 
-The arithmetic alone; utils/dry_run.py reads a model and data for it, and prints.
+The arithmetic alone; utils/planning/dry_run.py reads a model and data for it, and prints.
 """
 
 from __future__ import annotations

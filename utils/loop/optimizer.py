@@ -11,7 +11,7 @@ Moments in 16 bits. Rounded to the nearest, a second moment in bf16 stalls, sinc
 v. It is rounded up or down at random instead, in proportion to the distances (stochastic rounding), which is
 right on average.
 
-Moments in 8 bits: utils/eight_bit.py.
+Moments in 8 bits: utils/loop/eight_bit.py.
 
 A mask. A gradient of zero does not keep a weight: momentum and decay move it. The step is computed beside
 the old values and put in place where the mask is 1; outside, weight, compensation and moments keep every
@@ -26,9 +26,9 @@ from collections.abc import Mapping
 import torch
 from torch.optim.adamw import adamw
 
-from utils import eight_bit
+from utils.loop import eight_bit
+from utils.loop.shards import local, span
 from utils.masks import every_bit, pieces
-from utils.shards import local, span
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

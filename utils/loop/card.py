@@ -10,8 +10,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from utils import checkpoint, cli, folders, models
+from utils import checkpoint, cli, models
 from utils.benchmark import is_nano
+from utils.run import folders
 
 NAME = "README.md"
 OURS = "<!-- written by the training; evaluations add their sections -->"

@@ -18,8 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.ending import fail
-from utils.jsonl import parse
+from utils.run.ending import fail
+from utils.run.jsonl import parse
 
 if TYPE_CHECKING:
     from utils.cli import Problems

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.ending import fail
-from utils.jsonl import parse
+from utils.run.ending import fail
+from utils.run.jsonl import parse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

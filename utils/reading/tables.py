@@ -19,7 +19,7 @@ from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
 from utils.models import first_line
-from utils.pictures import Picture
+from utils.reading.pictures import Picture
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -1,7 +1,7 @@
 """A training's state on disk: kept now and then and when the run is told to stop, and found by --resume.
 
-It lies in the run's partial folder (utils/folders.py) until the finished model has its name. A new state is
-whole, which its progress.json says, before the old one goes; whatever a kill leaves of that is settled on
+It lies in the run's partial folder (utils/run/folders.py) until the finished model has its name. A new state
+is whole, which its progress.json says, before the old one goes; whatever a kill leaves of that is settled on
 resuming.
 """
 
@@ -19,9 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils import checkpoint, cli, folders, models
+from utils import checkpoint, cli, models
 from utils.data import Sample, fingerprint
-from utils.screen import size
+from utils.run import folders
+from utils.run.screen import size
 
 if TYPE_CHECKING:
     import torch
@@ -131,8 +132,8 @@ def inputs(args) -> dict[str, str]:
 
 
 def check_data(args, data: dict[str, list[Sample]]) -> None:
-    """Stop unless the models, the mask and the data, of which utils.fitting may have left some out, are those
-    of the kept run."""
+    """Stop unless the models, the mask and the data, of which utils.planning.fitting may have left some out,
+    are those of the kept run."""
     before = progress(find(args.save_dir))
     now = inputs(args)
     for flag, was in before["inputs"].items():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils import cli
-from utils.figures import INK, new_figure, plain
+from utils.run.figures import INK, new_figure, plain
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
