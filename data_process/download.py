@@ -30,9 +30,9 @@ from data_process.hub.tables import (
     chosen,
 )
 from utils import cli
-from utils.models import first_line
 from utils.reading.tables import parquet_files
 from utils.run import folders
+from utils.run.ending import first_line
 
 if TYPE_CHECKING:
     from argparse import Namespace

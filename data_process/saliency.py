@@ -27,10 +27,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from data_process.coverage import coverage, heat_map, print_coverage
-from utils import checkpoint, cli, models
+from utils import checkpoint, cli, families, models
 from utils.data import Sample
 from utils.loop import engines
 from utils.losses import drawn_nll, token_log_odds, token_nll
+from utils.reading import model_files
 from utils.released import MASK_SWITCHES, ratio_mask
 from utils.run import folders
 from utils.run.ending import DIVERGED
@@ -319,7 +320,7 @@ def masks_of(
 
     from utils.masks import pack
 
-    every, part_of = dict(model.named_parameters()), models.part_of_parameters(model)
+    every, part_of = dict(model.named_parameters()), families.part_of_parameters(model)
     language = {n: p for n, p in every.items() if part_of[n] == "language"}
     forget = [Plan("forget pictures", data["forget"], every)]
     texts = Plan("text questions", data["text"], language)
@@ -400,16 +401,14 @@ def _make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
         model, _ = engines.prepare(accelerator, model, torch.optim.SGD(model.parameters()))
     else:
         model.to(accelerator.device)
-    part_of = models.part_of_parameters(model)
+    part_of = families.part_of_parameters(model)
     every = dict(model.named_parameters())
     manifest = checkpoint.manifest(args, data, accelerator) | {"vanilla": name}
     cut = f", cut over {accelerator.num_processes} processes" if accelerator.is_fsdp2 else ""
-    accelerator.print(
-        f"model: {name} ({models.family_of(model).title}), {sum(p.numel() for p in every.values()):,} weights"
-        + cut
-    )
+    title, size = families.family_of(model).title, sum(p.numel() for p in every.values())
+    accelerator.print(f"model: {name} ({title}), {size:,} weights{cut}")
 
-    collator = Collator.of(args, args.processor, models.family_of(model))
+    collator = Collator.of(args, args.processor, families.family_of(model))
     with models.autocast(args.dtype):
         masks, seen = masks_of(model, collator, data, accelerator, args)
     manifest["answers"] = answers = certainty(args.saliency, seen, accelerator)
@@ -420,7 +419,7 @@ def _make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
         "threshold": args.threshold,
         "ans_only": args.ans_only,
         "released": {name: getattr(args.released, name) for name in MASK_SWITCHES},
-        "model": {"name": str(name), "fingerprint": model_fingerprint(models.weights_folder(name))},
+        "model": {"name": str(name), "fingerprint": model_fingerprint(model_files.weights_folder(name))},
         "data": {set_name: entry["fingerprint"] for set_name, entry in manifest["data"].items()},
     }
     if accelerator.is_main_process:

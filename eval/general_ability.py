@@ -29,8 +29,10 @@ from packaging.version import Version
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils import checkpoint, cli, models
+from utils import checkpoint, cli
 from utils.adapters import stored
+from utils.planning import loadable
+from utils.reading import model_files
 from utils.run import folders, jsonl
 
 # decord, which lmms-eval's model classes import, comes with this extra only
@@ -77,7 +79,7 @@ def check(args) -> None:
         add(f"{' and '.join(missing)}: not installed where this runs: {INSTALL}")
     if not args.model:
         return
-    if models.local_folder(args.model) is None:
+    if model_files.local_folder(args.model) is None:
         add(f"model: no such folder: {args.model}; first hf download OWNER/NAME --local-dir FOLDER")
         return
     folder = Path(args.model).resolve()
@@ -90,8 +92,8 @@ def check(args) -> None:
     if family is not None and family not in BACKENDS:
         add(f"model: a {family} model; handed over are {', '.join(BACKENDS)}; run lmms_eval on it yourself")
         return
-    models.check_model(args.model, "model", args.problems)
-    models.check_processor([("model", args.model)], args.problems)
+    loadable.check_model(args.model, "model", args.problems)
+    loadable.check_processor([("model", args.model)], args.problems)
     if re.search(r"""[,'"{}\[\]]""", str(folder)):
         add(f"model: lmms_eval reads no path with a comma, a quote or a bracket: {folder}")
     saved, here = config.get("transformers_version", "0"), version("transformers")
@@ -101,7 +103,7 @@ def check(args) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The file's content; {} where there is none or it is no JSON object, which models.check_model tells."""
+    """The file's content; {} where there is none or it is no JSON object, which check_model tells."""
     try:
         content = jsonl.parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -193,7 +195,7 @@ def compare(after: Path, folder: Path) -> None:
     made = read_json(folder / "run.json").get("arguments")
     made = made if isinstance(made, dict) else {}
     name = made.get("vanilla_dir") or made.get("model_id")
-    vanilla = models.local_folder(str(name)) if name else None
+    vanilla = model_files.local_folder(str(name)) if name else None
     rows, earlier = [], results_of(vanilla) if vanilla else []
     for broken in (run for run in earlier if not is_whole(run)):
         print(f"note: {broken} holds no results of lmms-eval; take it away")

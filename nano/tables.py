@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.models import first_line
 from utils.reading.tables import from_json
+from utils.run.ending import first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa

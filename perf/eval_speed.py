@@ -30,7 +30,7 @@ from eval.answering.workers import Setup, answer_in_processes, keep_memory
 from eval.prompts import mllmu_prompt
 from nano import stand_ins
 from nano.tables import read_texts
-from utils import cli, models
+from utils import cli, families, models
 from utils.mllmu import MLLMUBench
 
 NEW = 50  # tokens of a plain reply
@@ -116,7 +116,7 @@ class Ours:
     def __init__(self, model, processor):
         from eval.answering.generate import Answerer
 
-        self.model, self.answerer = model, Answerer(model, processor, models.family_of(model), NEW)
+        self.model, self.answerer = model, Answerer(model, processor, families.family_of(model), NEW)
         self.seconds: dict[str, float] = {}
         self.shared: list[tuple[list, list[int]]] = []  # (rows, lengths of their prefixes) of every batch
 

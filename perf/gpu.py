@@ -32,9 +32,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from nano import stand_ins
-from utils import cli, models
+from utils import cli, families, models
 from utils.data import Sample
 from utils.planning import dry_run, needs
+from utils.reading import weightless
 from utils.reading.pictures import Picture
 
 SMALL = {
@@ -152,7 +153,7 @@ def half_of_all(folder: Path):
 
     from utils.masks import Mask
 
-    shapes = {name: list(p.shape) for name, p in models.empty_model(str(folder)).named_parameters()}
+    shapes = {name: list(p.shape) for name, p in weightless.empty_model(str(folder)).named_parameters()}
     bits = {
         name: torch.randint(256, (-(-math.prod(s) // 8),), dtype=torch.uint8) for name, s in shapes.items()
     }
@@ -263,7 +264,7 @@ def make_masks(args, words: str, folder: Path) -> dict:
     model = models.load_model(str(folder), of.dtype, of.attn).to(accelerator.device)
     if of.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    collator = Collator.of(of, of.processor, models.family_of(model))
+    collator = Collator.of(of, of.processor, families.family_of(model))
     begin = time.perf_counter()
     masks_of(model, collator, data | {"text": []}, accelerator, of)
     seconds = (time.perf_counter() - begin) / 4  # batches
@@ -286,7 +287,7 @@ def evaluate(args, words: str, folder: Path) -> dict:
     begin = time.perf_counter()
     worker.answer(requests[args.batch_size :])
     seconds = time.perf_counter() - begin
-    text = models.empty_model(str(folder)).config.get_text_config()
+    text = weightless.empty_model(str(folder)).config.get_text_config()
     heads = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     per_token = 2 * 2 * text.num_hidden_layers * text.num_key_value_heads * heads
     per_token *= 2 if plan.how.precision == "fp32" else 1

@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nano import stand_ins
-from utils import cli, models
+from utils import cli, families, models
 from utils.data import Sample
 from utils.reading.pictures import Picture
 
@@ -56,7 +56,7 @@ def milliseconds(call: Callable, times: int = 9) -> float:
     return 1000 * statistics.median(found)
 
 
-def measure(processor, family: models.Family, pictures: list[Picture]) -> tuple[float, float]:
+def measure(processor, family: families.Family, pictures: list[Picture]) -> tuple[float, float]:
     """(plain, kept) milliseconds of one batch."""
     from utils.collate import Collator, encode
 
@@ -80,8 +80,8 @@ def main(args) -> None:
             processor = models.load_processor(folder)
         for kind in ("PNG", "JPEG"):
             pictures = [photo(kind, args.side, seed) for seed in range(4)]
-            plain, kept = measure(processor, models.FAMILIES[name], pictures)
-            print(f"| {models.FAMILIES[name].title} | {kind} | {plain:.0f} ms | {kept:.0f} ms |")
+            plain, kept = measure(processor, families.FAMILIES[name], pictures)
+            print(f"| {families.FAMILIES[name].title} | {kind} | {plain:.0f} ms | {kept:.0f} ms |")
 
 
 if __name__ == "__main__":

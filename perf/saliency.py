@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from perf.setting import prepare, run
-from utils import cli, models
+from utils import cli, families, models
 from utils.mllmu import MLLMUBench
 
 WAYS = {"bare": "", "pass": "--blocks 1", "blocks": "--blocks 4", "plain": ""}
@@ -108,7 +108,7 @@ def one_way(args) -> None:
     sets, accelerator = read_sets(Path(args.folder), args.samples), Accelerator()
     processor = models.load_processor(str(Path(args.folder) / "model"))
     given = mask_args(WAYS[args.way])
-    collator = Collator.of(given, processor, models.FAMILIES["llava"])
+    collator = Collator.of(given, processor, families.FAMILIES["llava"])
     batches = {name: [collator(batch) for batch in cut(found, 4)] for name, found in sets.items()}
     before = memory("VmRSS")
     model = models.load_model(str(Path(args.folder) / "model"), "fp32").eval()

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from perf.setting import data, prepare, run
-from utils import checkpoint, cli, models
+from utils import checkpoint, cli, families, models
 from utils.mllmu import MLLMUBench
 from utils.run import jsonl
 
@@ -56,7 +56,7 @@ def bare_loop(folder: Path) -> None:
 
     samples = MLLMUBench(folder / "data" / "MLLMMU-Bench", 10, cli.Problems()).retain()
     model = models.load_model(str(folder / "model"), "fp32").train()
-    collate = Collator(models.load_processor(str(folder / "model")), models.family_of(model))
+    collate = Collator(models.load_processor(str(folder / "model")), families.family_of(model))
     batches = [collate(samples[i : i + 4]) for i in range(0, 40, 4)]
     optimizer, seconds = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.0, fused=True), []
     for batch in batches:

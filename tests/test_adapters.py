@@ -11,6 +11,7 @@ from conftest import RATIO, run_script, weights
 from utils import models
 from utils.adapters import stored
 from utils.masks import model_fingerprint
+from utils.reading import model_files
 
 GA = "MLLMU_GA.py"
 
@@ -114,7 +115,7 @@ def test_an_adapters_fingerprint_is_also_its_bases(pair, tiny, tmp_path):
     weights_file.write_bytes(weights_file.read_bytes()[:-1] + b"x")
     prints.append(model_fingerprint(folder))
     assert len(set(prints)) == 3
-    assert base / "model.safetensors" in models.weight_files(folder)
+    assert base / "model.safetensors" in model_files.weight_files(folder)
 
 
 def test_masks_and_evaluation_of_an_adapter_folder(pair, nano, train_args, tmp_path):

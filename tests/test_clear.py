@@ -88,7 +88,7 @@ def test_the_tables_of_a_ratio(nano, ratio, tables):
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_labels_are_the_caption_or_the_answer(kind, nano, processors):
     from utils.collate import IGNORE, Collator
-    from utils.models import FAMILIES as ALL
+    from utils.families import FAMILIES as ALL
 
     samples = bench_of(nano / "CLEAR").finetune()
     collator = Collator(processors[kind], ALL[kind])

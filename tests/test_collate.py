@@ -7,8 +7,8 @@ import torch
 from conftest import PICTURE_TOKENS, picture_cell, sample
 
 from utils.collate import IGNORE, Chat, Collator
+from utils.families import FAMILIES
 from utils.loop.batches import by_modality
-from utils.models import FAMILIES
 
 END = {"llava": "</s>", "qwen2_vl": "<|im_end|>", "mllama": "<|eot_id|>"}
 ANSWERS = [

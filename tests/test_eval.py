@@ -94,10 +94,10 @@ def test_shared_prefixes_change_nothing(kind, mcq, evaluate, tiny, monkeypatch):
     """Against every prompt whole, one at a time, by transformers' generate."""
     from dataclasses import replace
 
-    from utils import models
+    from utils import families
 
     _, ours = evaluate("ours", evaluated_model=tiny[kind], mcq=mcq, max_new_tokens=12)
-    monkeypatch.setitem(models.FAMILIES, kind, replace(models.FAMILIES[kind], prefix_generation=False))
+    monkeypatch.setitem(families.FAMILIES, kind, replace(families.FAMILIES[kind], prefix_generation=False))
     _, plain = evaluate("plain", evaluated_model=tiny[kind], mcq=mcq, max_new_tokens=12, batch_size=1)
     assert_same(ours, plain)
 
@@ -180,7 +180,7 @@ def test_replies_are_greedy(kind, evaluate, tiny, mixed):
     from eval.answering.generate import Answerer
     from utils.collate import encode
     from utils.data import Picture
-    from utils.models import FAMILIES as ALL
+    from utils.families import FAMILIES as ALL
     from utils.models import load_model, load_processor
 
     _, lines = evaluate("x", evaluated_model=tiny[kind])

@@ -53,7 +53,7 @@ def test_npo_with_a_mask_as_the_document_combines_them(lora, train_args, masks, 
 def test_the_family_is_the_tables_entry():
     code = lambda text: re.sub(r"\s+", "", re.sub(r"#.*", "", text)).replace(",)", ")")
     table, stand_ins = (
-        code((ROOT / file).read_text(encoding="utf-8")) for file in ("utils/models.py", "nano/stand_ins.py")
+        code((ROOT / file).read_text(encoding="utf-8")) for file in ("utils/families.py", "nano/stand_ins.py")
     )
     entry, made = blocks("Add a model family", "python")
     assert code(entry).rstrip(",") in table

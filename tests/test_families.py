@@ -10,10 +10,12 @@ import torch
 from conftest import FAMILIES, RATIO, edited, jsonl, picture_cell, run_script, sample, weights
 
 from nano.stand_ins import STAND_INS
-from utils import models
+from utils import families, models
 from utils.cli import Problems
 from utils.collate import IGNORE, Chat, Collator
 from utils.masks import Mask, today
+from utils.planning import loadable
+from utils.reading import model_files, weightless
 
 END = {
     "qwen2_vl_2b": "<|im_end|>",
@@ -41,15 +43,15 @@ def other(request, tiny):
 
 def problems_of(folder) -> list[str]:
     problems = Problems()
-    models.check_model(str(folder), "--model_id", problems)
+    loadable.check_model(str(folder), "--model_id", problems)
     return problems.lines
 
 
 # ---------------------------------------------------------------- parts
-@pytest.mark.parametrize("family", models.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_the_search_finds_what_the_table_says(family, tiny):
     model = models.load_model(str(tiny[family]))
-    found, listed = models.find_parts(model), models.FAMILIES[family]
+    found, listed = families.find_parts(model), families.FAMILIES[family]
     assert set(found.vision) == set(listed.vision) and set(found.language) == set(listed.language)
     assert found.head_knows_pictures == listed.head_knows_pictures
     model.get_submodule(listed.projector)
@@ -62,7 +64,7 @@ def test_the_search_finds_what_the_table_says(family, tiny):
 )
 def test_names_of_transformers_4(name, old, tiny):
     """Masks of the released code have them."""
-    for new in dict(models.empty_model(str(tiny[name])).named_parameters()):
+    for new in dict(weightless.empty_model(str(tiny[name])).named_parameters()):
         written = next((o + new.removeprefix(n) for n, o in old if new.startswith(n)), new)
         assert today(written, name) == today(new, name) == new
 
@@ -71,7 +73,7 @@ def test_parts_of_other_families(other):
     name, folder = other
     assert problems_of(folder) == []
     model = models.load_model(str(folder))
-    parts = models.part_of_parameters(model)
+    parts = families.part_of_parameters(model)
     language = {id(p) for m in (model.get_decoder(), model.lm_head) for p in m.parameters()}
     for parameter, p in model.named_parameters():
         assert parts[parameter] == ("language" if id(p) in language else "vision"), parameter
@@ -79,8 +81,8 @@ def test_parts_of_other_families(other):
     between = [n for n, p in model.named_parameters() if parts[n] == "vision" and id(p) not in tower]
     assert bool(between) != name.startswith("qwen")  # whose merger is a part of its tower
     assert ("model.image_newline" in between) == name.startswith("llava_")
-    for part in models.PARTS:
-        targets = models.lora_targets(model, part)
+    for part in families.PARTS:
+        targets = families.lora_targets(model, part)
         assert targets and all(parts[f"{target}.weight"] == part for target in targets)
         assert "lm_head" not in targets
 
@@ -90,7 +92,7 @@ def test_labels_of_other_families(other):
     processor, model = models.load_processor(str(folder)), models.load_model(str(folder))
     samples = [sample(answer=a, picture=c) for a, c in zip(("Ann", "Paris, 42", "Rome?\nNo"), CELLS)]
     decode = processor.tokenizer.decode
-    family = models.family_of(model)
+    family = families.family_of(model)
     batch = Collator(processor, family)(samples)
     for s, labels in zip(samples, batch.labels):
         assert decode(labels[labels != IGNORE]).strip() == s.answer + END[name]
@@ -297,7 +299,7 @@ def test_released_templates_give_the_labels_of_ours(family, with_picture, proces
     released.chat_template = RELEASED[family]
     assert Chat(released).end == Chat(ours).end and Chat(released).lead == Chat(ours).lead
     samples = [sample(answer=a, picture=CELLS[0] if with_picture else None) for a in ("Paris", "7.")]
-    labels = [Collator(p, models.FAMILIES[family])(samples).labels for p in (ours, released)]
+    labels = [Collator(p, families.FAMILIES[family])(samples).labels for p in (ours, released)]
     for row, same in zip(*labels):
         assert row[row != IGNORE].tolist() == same[same != IGNORE].tolist()
 
@@ -314,7 +316,7 @@ def test_a_released_llama_conversation_is_answered_with_and_without_pictures(pro
     processor.chat_template = MLLAMA_RELEASED
     samples = [sample(answer=a, picture=c) for a, c in (("Paris", None), ("7.", CELLS[0]))]
     model = models.load_model(str(tiny["mllama"]))
-    collate = Collator(processor, models.FAMILIES["mllama"], ans_only=False)
+    collate = Collator(processor, families.FAMILIES["mllama"], ans_only=False)
     for s in samples:
         batch = collate([s])
         assert batch.labels.max() < model.lm_head.out_features  # <|image|> lies behind the head's last row
@@ -344,7 +346,8 @@ def test_an_old_llava_processor_learns_its_numbers(tiny, processors, tmp_path):
             del config[name]
     old = models.load_processor(str(tmp_path / "model"))
     rows = [
-        Collator(p, models.FAMILIES["llava"])([sample(picture=CELLS[1])]) for p in (old, processors["llava"])
+        Collator(p, families.FAMILIES["llava"])([sample(picture=CELLS[1])])
+        for p in (old, processors["llava"])
     ]
     assert torch.equal(rows[0].inputs["input_ids"], rows[1].inputs["input_ids"])
 
@@ -366,7 +369,7 @@ def test_labels_with_the_llama_tokenizer(legacy, processors):
         )
     for cell in (CELLS[0], None):
         samples = [sample(answer=a, picture=cell) for a in ("Paris", "42", "Ann Li?\nNo", "Zoë")]
-        batch = Collator(processor, models.FAMILIES["llava"])(samples)
+        batch = Collator(processor, families.FAMILIES["llava"])(samples)
         for s, labels in zip(samples, batch.labels):
             ids = labels[labels != IGNORE]
             assert processor.tokenizer.decode(ids).strip() == s.answer + "</s>"
@@ -378,13 +381,13 @@ def test_a_tied_head(tiny, nano, train_args, tmp_path):
     """Qwen2-VL-2B's head is its embedding matrix: one weight under one name, whether the model is empty,
     loaded, masked, adapted or saved."""
     tied = tiny["qwen2_vl_2b"]
-    model, empty = models.load_model(str(tied)), models.empty_model(str(tied))
+    model, empty = models.load_model(str(tied)), weightless.empty_model(str(tied))
     assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
     assert [n for n, _ in empty.named_parameters()] == [n for n, _ in model.named_parameters()]
-    parts = models.part_of_parameters(model)
+    parts = families.part_of_parameters(model)
     assert "lm_head.weight" not in parts and parts["model.language_model.embed_tokens.weight"] == "language"
     assert not any(
-        t in ("lm_head", "model.language_model.embed_tokens") for t in models.lora_targets(model, "both")
+        t in ("lm_head", "model.language_model.embed_tokens") for t in families.lora_targets(model, "both")
     )
     run_script(
         "data_process/MLLMU_gen_mask.py", "--model_id", tied, "--data_split_dir", nano / "MLLMMU-Bench",
@@ -408,9 +411,9 @@ def test_weights_in_pieces(tiny, masks, train_args, tmp_path):
     folder = tmp_path / "pieces"
     model.save_pretrained(folder, max_shard_size="100KB")
     processor.save_pretrained(folder)
-    assert len(models.weight_files(folder)) > 2 and problems_of(folder) == []
+    assert len(model_files.weight_files(folder)) > 2 and problems_of(folder) == []
     run_script("MLLMU_GA.py", *train_args(model_id=folder))
-    models.weight_files(folder)[1].unlink()
+    model_files.weight_files(folder)[1].unlink()
     assert "not whole" in problems_of(folder)[0]
     model.save_pretrained(folder)  # the index of the pieces may stay behind
     (folder / "model.safetensors.index.json").touch()
@@ -437,7 +440,7 @@ def test_generation_settings_of_a_checkpoint(settings, tiny, train_args, tmp_pat
     replies = []
     for folder in (tiny["qwen2_vl"], tmp_path / "model"):
         processor, model = models.load_processor(str(folder)), models.load_model(str(folder))
-        answerer = Answerer(model, processor, models.family_of(model), max_new_tokens=8)
+        answerer = Answerer(model, processor, families.family_of(model), max_new_tokens=8)
         replies.append(answerer.answer([Request(Chat(processor).prompt("Who lives in Paris?", 0))]))
     assert replies[0] == replies[1]
 

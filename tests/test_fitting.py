@@ -10,10 +10,10 @@ import torch
 from conftest import RATIO, edited, picture_cell, read_table, run_script, sample, write_table
 
 from nano.stand_ins import STAND_INS
-from utils import models
+from utils import families, models
 from utils.cli import Problems
 from utils.collate import IGNORE, Collator
-from utils.planning import fitting
+from utils.planning import fitting, loadable
 from utils.planning.fitting import Fitting, own_tokens
 
 COMMANDS = {
@@ -57,7 +57,7 @@ def test_what_a_processor_refuses_is_named(fits):
 @pytest.mark.parametrize("cell", [None, picture_cell(64, 64)])
 def test_the_context_to_the_token(name, cell, fits, processors):
     """Exactly as long is right, one token more is not; and the shortcut never lets a longer one pass."""
-    fit, collate = fits(name), Collator(processors[name], models.FAMILIES[name])
+    fit, collate = fits(name), Collator(processors[name], families.FAMILIES[name])
     for text in ("word " * 40, "ﷺ" * 30, "你好" * 40, "x" * 200):
         row = sample(question="Why?", answer=text, picture=cell)
         tokens = collate([row]).inputs["input_ids"].shape[1]
@@ -188,7 +188,7 @@ def test_a_tokenizer_without_a_padding_token(tiny, tmp_path):
     assert bare.tokenizer.pad_token_id == bare.tokenizer.eos_token_id != whole.tokenizer.pad_token_id
     rows = [sample(answer=a, picture=picture_cell()) for a in ("Ann", "Ann of Oslo, a baker")]
     for ans_only in (True, False):
-        ours, theirs = (Collator(p, models.FAMILIES["llava"], ans_only)(rows) for p in (bare, whole))
+        ours, theirs = (Collator(p, families.FAMILIES["llava"], ans_only)(rows) for p in (bare, whole))
         assert torch.equal(ours.labels, theirs.labels)
         assert torch.equal(ours.inputs["attention_mask"], theirs.inputs["attention_mask"])
         last = ours.labels[0][ours.labels[0] != IGNORE][-1]
@@ -201,8 +201,8 @@ def test_half_a_processor_is_passed_over(gone, tiny, tmp_path):
     (tmp_path / "half" / gone).unlink()
     half, whole = str(tmp_path / "half"), str(tiny["llava"])
     problems = Problems()
-    (note,) = models.check_processor([("--vanilla_dir", half), ("--model_id", whole)], problems)
+    (note,) = loadable.check_processor([("--vanilla_dir", half), ("--model_id", whole)], problems)
     assert gone in note and not problems.lines
     assert models.load_processor(half, whole).chat_template
-    assert not models.check_processor([("--model_id", half)], problems)
+    assert not loadable.check_processor([("--model_id", half)], problems)
     assert len(problems.lines) == 1 and "--model_id: no whole processor" in problems.lines[0]

@@ -247,10 +247,10 @@ def test_recover_gives_the_old_its_name_back(tmp_path):
 
 
 def test_what_reads_a_model_finds_it_too(tiny, tmp_path):
-    from utils import models
+    from utils.planning import loadable
 
     shutil.copytree(tiny["llava"], tmp_path / ".model.old")
-    models.check_model(str(tmp_path / "model"), "--model_id", problems := cli.Problems())
+    loadable.check_model(str(tmp_path / "model"), "--model_id", problems := cli.Problems())
     assert not problems.lines and [p.name for p in tmp_path.iterdir()] == ["model"]
 
 

@@ -8,6 +8,7 @@ import torch
 from conftest import picture_cell, sample
 
 from utils.collate import IGNORE, Batch, Collator
+from utils.families import FAMILIES
 from utils.losses import (
     answer_lengths,
     drawn_nll,
@@ -16,7 +17,7 @@ from utils.losses import (
     token_log_odds,
     token_nll,
 )
-from utils.models import FAMILIES, load_model
+from utils.models import load_model
 
 
 class Stub:

@@ -6,9 +6,10 @@ import pickle
 import pytest
 import torch
 
+from utils.families import FAMILIES
 from utils.loop.optimizer import AdamW
 from utils.masks import FORMAT, Mask, MaskError, mask_gradients, pack, unpack
-from utils.models import FAMILIES, empty_model
+from utils.reading.weightless import empty_model
 
 
 def shapes_of(folder) -> dict[str, list[int]]:
@@ -282,7 +283,7 @@ def test_masks_with_the_names_of_today_load(family, tiny, tmp_path):
 
 
 def test_every_family_names_its_parts_whole(family, tiny):
-    from utils.models import part_of_parameters
+    from utils.families import part_of_parameters
 
     parts = part_of_parameters(empty_model(str(tiny[family])))
     assert set(parts.values()) == {"vision", "language"}

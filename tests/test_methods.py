@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import RATIO, ROOT, load_script, run_script, weights
 
-from utils import models
+from utils import families, models
 from utils.collate import IGNORE, Batch, Collator
 from utils.losses import sequence_log_prob, token_nll
 from utils.masks import Mask, pack
@@ -107,7 +107,7 @@ def setting(family, tiny, processors, nano):
         released=PAPER,
     )
     samples = MLLMUBench(str(nano / "MLLMMU-Bench"), RATIO, Problems()).forget()[:7]
-    batch = Collator(processors[family], models.FAMILIES[family])(samples[1:5])
+    batch = Collator(processors[family], families.FAMILIES[family])(samples[1:5])
     return args, samples, models.load_model(args.model_id).eval(), batch
 
 

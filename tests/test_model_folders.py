@@ -8,7 +8,7 @@ import pytest
 from conftest import RATIO, edited, run_script
 
 from utils import models
-from utils.planning import fitting
+from utils.planning import fitting, loadable
 from utils.run.ending import WRONG_INPUT, Problems
 
 EVALS = {"MLLMU": "eval/MLLMU_eval.py", "CLEAR": "eval/CLEAR_eval.py"}
@@ -80,7 +80,7 @@ def test_weights_that_the_config_has_no_place_for(bad):
     with edited(bad / "config.json") as config:
         config["text_config"]["num_hidden_layers"] -= 1
     problems = Problems()
-    (note,) = models.check_shapes(str(bad), "--model_id", problems)
+    (note,) = loadable.check_shapes(str(bad), "--model_id", problems)
     assert "that its config.json has no place for, e.g. model.language_model.layers." in note
     assert not problems.lines
 
@@ -88,7 +88,7 @@ def test_weights_that_the_config_has_no_place_for(bad):
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl", "mllama"])
 def test_whole_folders_pass(family, tiny, processors):
     problems = Problems()
-    assert not models.check_shapes(str(tiny[family]), "--model_id", problems)
+    assert not loadable.check_shapes(str(tiny[family]), "--model_id", problems)
     assert not problems.lines
     fitting.Fitting(processors[family], str(tiny[family]))
 
@@ -131,8 +131,8 @@ def test_a_processor_that_cannot_be_read(kind, bad, said):
             file.write_bytes(whole[: len(whole) // 2] if kind == "cut" else GARBAGE[kind])
         problems = Problems()
         try:
-            models.check_model(str(bad), "--model_id", problems)
-            models.check_processor([("--model_id", str(bad))], problems)
+            loadable.check_model(str(bad), "--model_id", problems)
+            loadable.check_processor([("--model_id", str(bad))], problems)
             if not problems.lines:
                 models.load_processor(str(bad))
         except SystemExit as end:
@@ -159,9 +159,9 @@ def test_a_config_of_odd_values(bad):
             file.write_text(json.dumps(config))
             problems = Problems()
             try:
-                models.check_model(str(bad), "--model_id", problems)
+                loadable.check_model(str(bad), "--model_id", problems)
                 if not problems.lines:
-                    models.check_shapes(str(bad), "--model_id", problems)
+                    loadable.check_shapes(str(bad), "--model_id", problems)
             except SystemExit as end:
                 assert end.code == WRONG_INPUT and "\n" not in str(end), (path, name, value)
             assert all("\n" not in line for line in problems.lines), problems.lines

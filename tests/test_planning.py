@@ -12,12 +12,13 @@ from conftest import ROOT, jsonl, load_script, run_script, sample
 from PIL import Image
 
 from nano import stand_ins
-from utils import cli, models
+from utils import cli, families, models
 from utils.adapters.lora import add_lora
 from utils.collate import Collator
 from utils.losses import token_nll
 from utils.planning import dry_run, needs
 from utils.planning.needs import Layers, Lengths, Model, Setting, Spread, training
+from utils.reading import weightless
 
 BILLION = 10**9
 DECODER = Layers(number=2, width=64, heads=64, mlp=128, gated=True, rms=True)
@@ -52,10 +53,10 @@ def test_memory_of_the_engines():
 
 def test_lora_and_what_waits():
     adapter = BILLION // 100
-    found = training(SIZED, Setting("bf16", lora=models.PARTS), NOTHING, Spread())
+    found = training(SIZED, Setting("bf16", lora=families.PARTS), NOTHING, Spread())
     assert found.weights == 2 * 7e9 + 4 * adapter
     assert (found.gradients, found.moments, found.compensation) == (4 * adapter, 8 * adapter, 0)
-    two = training(SIZED, Setting("bf16", lora=models.PARTS, masked=8, quantized=True), NOTHING, Spread())
+    two = training(SIZED, Setting("bf16", lora=families.PARTS, masked=8, quantized=True), NOTHING, Spread())
     assert two.moments == 2 * found.moments and two.weights == pytest.approx(
         7e9 * needs.NF4 + SIZED.root * (2 - needs.NF4) + 8 * adapter
     )
@@ -142,14 +143,14 @@ def test_activations_beside_what_autograd_keeps(family, tmp_path):
     args = cli.parse(numbers, [])
     for dtype, lora in (("fp32", False), ("mixed", False), ("bf16", True)):
         model = models.load_model(folder, dtype).train()
-        plan = dry_run.read_model(models.empty_model(folder))
+        plan = dry_run.read_model(weightless.empty_model(folder))
         lengths = dry_run.read_lengths(processor, model.config, samples)
-        batch = Collator(processor, models.family_of(model))(samples)
+        batch = Collator(processor, families.family_of(model))(samples)
         assert lengths.tokens >= batch.labels.shape[1] >= lengths.tokens - 3
         if dtype == "bf16":
             batch.inputs["pixel_values"] = batch.inputs["pixel_values"].bfloat16()
-        model = add_lora(model, models.lora_targets(model, "both"), args) if lora else model
-        how = Setting(dtype, lora=models.PARTS if lora else (), batch=2, device="cpu")
+        model = add_lora(model, families.lora_targets(model, "both"), args) if lora else model
+        how = Setting(dtype, lora=families.PARTS if lora else (), batch=2, device="cpu")
         estimate = training(plan, how, lengths, Spread()).activations
         assert estimate == pytest.approx(kept_by_autograd(model, batch, dtype), rel=0.15), (dtype, lora)
 
@@ -191,7 +192,7 @@ def test_a_model_of_published_size_is_planned_without_memory(family, tmp_path, c
     assert (plan.model.all, plan.model.weights["vision"], plan.targets) == (total, vision, targets)
     assert f"weights: {total:,}" in said and f"LoRA on {targets} layers" in said
     assert tokens < plan.lengths.tokens < tokens + 70
-    assert all(p.is_meta for p in models.empty_model(str(folder)).parameters())
+    assert all(p.is_meta for p in weightless.empty_model(str(folder)).parameters())
     full = training(plan.model, Setting("bf16", "8bit"), plan.lengths, Spread())
     assert full.least == pytest.approx(8.06 * total, rel=0.02)
 
@@ -210,8 +211,8 @@ def test_the_table_of_the_readme(tmp_path):
         folder = tmp_path / family
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(published["config"]))
-        model = dry_run.read_model(models.empty_model(str(folder)), rank=16)
-        lora, masked = Setting("bf16", lora=models.PARTS, checkpointing=True), {"masked": model.all}
+        model = dry_run.read_model(weightless.empty_model(str(folder)), rank=16)
+        lora, masked = Setting("bf16", lora=families.PARTS, checkpointing=True), {"masked": model.all}
         ways = {
             "LoRA (all but MMUnlearner)": lora,
             "MMUnlearner, LoRA": replace(lora, **masked),
@@ -280,7 +281,7 @@ def test_dry_run_of_masks(tiny, nano, tmp_path, capsys):
 
 def test_a_plan_that_cannot_fit_is_refused_with_what_would(train_args, tiny, monkeypatch, capsys):
     """On a GPU of a few bytes."""
-    weights = sum(p.numel() for p in models.empty_model(str(tiny["llava"])).parameters())
+    weights = sum(p.numel() for p in weightless.empty_model(str(tiny["llava"])).parameters())
     room = type("Properties", (), {"total_memory": int(weights * 9.5)})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: room)

@@ -14,8 +14,8 @@ from test_pictures import encoded
 
 from nano.stand_ins import STAND_INS
 from utils.collate import Chat, Collator, encode
+from utils.families import FAMILIES
 from utils.loop.batches import ahead
-from utils.models import FAMILIES
 from utils.reading.prepared import PreparedOnce, Undecoded, prepared_once
 
 SIZES = [(64, 48), (500, 400), (500, 400), (90, 700), (37, 41), (336, 336), (1024, 1024)]

@@ -8,7 +8,7 @@ from conftest import run_script, weights
 
 from nano import stand_ins
 from nano.tables import read_texts
-from utils import models
+from utils import families, models
 from utils.adapters import lora
 from utils.masks import Mask, pack
 
@@ -57,7 +57,7 @@ def test_training_beside_weights_in_4_bits(method, wide, train_args, tmp_path):
         flags["grad_mask_path"] = tmp_path / "m.pt"
     run_script(f"MLLMU_{method}.py", *train_args(**flags))
     before, after = weights(wide), weights(tmp_path / "run")
-    targets = lora.weights_of(models.lora_targets(models.load_model(str(wide)), "both"))
+    targets = lora.weights_of(families.lora_targets(models.load_model(str(wide)), "both"))
     for name in before:
         same = torch.equal(before[name], after[name])
         assert same or name in targets, name

@@ -24,7 +24,7 @@ from conftest import (
 from test_methods import NLL, TwoTokens, gradient, two_tokens
 from test_scripts import snapshot, trainer_of
 
-from utils import cli, models, released
+from utils import cli, families, models, released
 from utils.collate import IGNORE, Batch, Collator
 from utils.data import repeat_text
 from utils.losses import token_nll
@@ -95,7 +95,7 @@ def rows():
 
 def test_loss_tokens_all(family, processors, rows):
     """Every token that is not padding; but Llama-3.2-Vision's head has no row for its picture token."""
-    of = models.FAMILIES[family]
+    of = families.FAMILIES[family]
     batch = Collator(processors[family], of, loss_tokens="all")(rows)
     ids, here = batch.inputs["input_ids"], batch.inputs["attention_mask"].bool()
     pictures = torch.isin(
@@ -108,13 +108,13 @@ def test_loss_tokens_all(family, processors, rows):
 
 def test_every_label_of_loss_tokens_all_can_be_predicted(family, tiny, processors, rows):
     model = models.load_model(str(tiny[family]))
-    batch = Collator(processors[family], models.FAMILIES[family], loss_tokens="all")(rows)
+    batch = Collator(processors[family], families.FAMILIES[family], loss_tokens="all")(rows)
     assert token_nll(model, batch).isfinite().all()
 
 
 def test_answer_tokens_skip_first(family, processors, rows):
     """Exactly the first of an answer's tokens loses its label."""
-    of = models.FAMILIES[family]
+    of = families.FAMILIES[family]
     plain = Collator(processors[family], of)(rows)
     skipped = Collator(processors[family], of, answer_tokens="skip_first")(rows)
     for a, b in zip(plain.labels, skipped.labels):
@@ -234,7 +234,7 @@ def test_kl_at_all_positions(family, tiny, processors, nano):
         released=Released(),
     )
     samples = MLLMUBench(str(nano / "MLLMMU-Bench"), RATIO, cli.Problems()).forget()[:4]
-    batch = Collator(processors[family], models.FAMILIES[family])(samples)
+    batch = Collator(processors[family], families.FAMILIES[family])(samples)
     assert not batch.inputs["attention_mask"].all()
     script, model = load_script("MLLMU_KL_Min.py"), models.load_model(args.model_id).eval()
     vanilla = FrozenModel(args, args.model_id, samples)
@@ -423,7 +423,7 @@ def test_fisher_dtype(dtype, masked, masks, tiny, nano, processors, monkeypatch)
     scaled = lambda model, batch: token_nll(model, batch) * 1e-2
     monkeypatch.setattr(saliency, "token_nll", scaled)
     model = models.load_model(str(tiny["llava"])).eval()
-    collate = Collator(processors["llava"], models.FAMILIES["llava"])
+    collate = Collator(processors["llava"], families.FAMILIES["llava"])
     bench = MLLMUBench(str(nano / "MLLMMU-Bench"), RATIO, cli.Problems())
     sums, counts = [], []
     for samples in (bench.forget(), bench.retain(), bench.text_knowledge()):
@@ -438,7 +438,7 @@ def test_fisher_dtype(dtype, masked, masks, tiny, nano, processors, monkeypatch)
         sums.append(total)
         counts.append(len(batches))
     written = masked("m", fisher_dtype={torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype])
-    part = models.part_of_parameters(model)
+    part = families.part_of_parameters(model)
     differ = other = zeros = total = 0
     for name in part:
         if part[name] == "vision":  # of the language part's preserve sums the order of addition matters
@@ -504,7 +504,7 @@ def test_a_run_is_the_plain_loop(released, tiny, train_args, masks, nano, proces
 
     model, processor = models.load_model(str(tiny["llava"])).train(), processors["llava"]
     bench = MLLMUBench(str(nano / "MLLMMU-Bench"), RATIO, cli.Problems())
-    collate, mask = Collator(processor, models.FAMILIES["llava"]), Mask.load(str(path), "llava")
+    collate, mask = Collator(processor, families.FAMILIES["llava"]), Mask.load(str(path), "llava")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-2, weight_decay=decay)
 
     def step(samples, sign: float) -> None:

@@ -24,10 +24,12 @@ from data_process.saliency import (
 from utils.checkpoint import read_json
 from utils.cli import Problems
 from utils.collate import Collator
+from utils.families import FAMILIES, part_of_parameters
 from utils.losses import token_nll
 from utils.masks import Mask
 from utils.mllmu import MLLMUBench
-from utils.models import FAMILIES, empty_model, load_model, part_of_parameters
+from utils.models import load_model
+from utils.reading.weightless import empty_model
 from utils.released import PAPER
 
 PARTS = ("language", "vision", "both")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import RATIO, ROOT, jsonl, load_script, run_script, weights
 
-from utils import models, training
+from utils import families, models, training
 from utils.masks import Mask, pack
 from utils.training import Trainer, once
 
@@ -46,7 +46,7 @@ def test_a_forget_step_stays_inside_the_mask(kind, part, train_args, masks, tiny
     argv = train_args(model_id=tiny[kind], grad_mask_path=path, weight_decay=0.1)
     trainer, phases = trainer_of(argv, monkeypatch)
     assert phases["retain"].mask is None and phases["forget"].mask is not None
-    part_of = models.part_of_parameters(models.load_model(str(tiny[kind])))
+    part_of = families.part_of_parameters(models.load_model(str(tiny[kind])))
     for number, retain_first in ((1, False), (2, True)):
         if retain_first:
             before = snapshot(trainer)

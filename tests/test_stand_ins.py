@@ -12,7 +12,7 @@ from transformers import AutoConfig, GenerationConfig
 from eval.answering.generate import Answerer, GenerateBackend, PrefixCachedBackend, Request
 from eval.answering.shared_prefix import length_limit
 from nano.stand_ins import STAND_INS, Files, Size, differences, train_tokenizer, write
-from utils import models
+from utils import families, models
 from utils.collate import IGNORE, Chat, Collator, encode
 from utils.data import Picture
 
@@ -21,7 +21,7 @@ TEXTS = [
     "Which city does he live in? She was born in Rome in 1984 and wrote The River of Light.",
 ]
 # the table's, and other checkpoints of its families
-SHARING = {name for name, family in models.FAMILIES.items() if family.prefix_generation}
+SHARING = {name for name, family in families.FAMILIES.items() if family.prefix_generation}
 SHARING |= {"qwen2_vl_2b", "bakllava", "pixtral"}
 
 
@@ -31,7 +31,7 @@ def name(request) -> str:
 
 
 def test_every_family_of_the_table_has_a_stand_in():
-    assert set(models.FAMILIES) <= set(STAND_INS), "add it to nano/stand_ins.py"
+    assert set(families.FAMILIES) <= set(STAND_INS), "add it to nano/stand_ins.py"
 
 
 # ---------------------------------------------------------------- what differs from the published
@@ -188,7 +188,7 @@ def loaded(tiny):
     def load(name):
         model = models.load_model(str(tiny[name]), "fp32").eval()
         return SimpleNamespace(
-            model=model, processor=models.load_processor(str(tiny[name])), family=models.family_of(model)
+            model=model, processor=models.load_processor(str(tiny[name])), family=families.family_of(model)
         )
 
     return Made(load).__getitem__
@@ -306,7 +306,7 @@ def test_every_setting_of_a_checkpoint_is_left_out(tiny):
         for own in ({}, settings):
             model = models.load_model(str(tiny[name]), "fp32").eval()
             model.generation_config.update(**own)
-            answerer = Answerer(model, processor, models.family_of(model), 8)
+            answerer = Answerer(model, processor, families.family_of(model), 8)
             replies.append([answerer.answer(group) for group in by_pictures(requests(Chat(processor)))])
         assert replies[0] == replies[1]
 
@@ -323,7 +323,7 @@ def variant(tmp_path_factory):
         write(name, tokenizer, folder, fields=fields)
         model = models.load_model(str(folder), "fp32", attn).eval()
         return SimpleNamespace(
-            model=model, processor=models.load_processor(str(folder)), family=models.family_of(model)
+            model=model, processor=models.load_processor(str(folder)), family=families.family_of(model)
         )
 
     return make
@@ -387,7 +387,7 @@ def test_an_attention_of_another_kind_is_answered_plainly(text, attn, reason, va
 def test_replies_in_bf16(name, tiny):
     """As on a GPU: no tensor of another precision is in the way."""
     processor, model = models.load_processor(str(tiny[name])), models.load_model(str(tiny[name]), "bf16")
-    answerer = Answerer(model, processor, models.family_of(model), 3)
+    answerer = Answerer(model, processor, families.family_of(model), 3)
     for group in by_pictures(requests(Chat(processor), large=False)):
         assert all(isinstance(reply, str) for reply in answerer.answer(group[:2]))
         group[0].options = ["Paris", "The River of Light"]

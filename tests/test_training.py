@@ -12,8 +12,9 @@ import pytest
 import torch
 from conftest import FAMILIES, RATIO, jsonl, picture_cell, run_script, sample, weights
 
-from utils import models, training
+from utils import families, training
 from utils.loop.batches import Stream
+from utils.reading import weightless
 from utils.released import Released
 from utils.training import Phase, alternate, once
 
@@ -146,11 +147,11 @@ def test_lora_is_merged_into_its_targets_only(kind, train_args, tmp_path, tiny):
 
 @pytest.mark.parametrize("part", ["language", "vision", "both"])
 def test_lora_targets_are_modules(family, tiny, part):
-    model = models.empty_model(str(tiny[family]))
-    targets = models.lora_targets(model, part)
+    model = weightless.empty_model(str(tiny[family]))
+    targets = families.lora_targets(model, part)
     linear = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n != "lm_head"}
     assert len(set(targets)) == len(targets) and set(targets) <= linear
-    of = models.part_of_parameters(model)
+    of = families.part_of_parameters(model)
     assert set(targets) == {n for n in linear if part in ("both", of[f"{n}.weight"])}
 
 

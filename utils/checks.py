@@ -6,13 +6,14 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import checkpoint, cli, models
+from utils import checkpoint, cli, families
 from utils.adapters import lora, stored
 from utils.data import Sample, fingerprint
 from utils.loop import engines, hub, state, tracking
-from utils.planning import dry_run, fitting
+from utils.planning import dry_run, fitting, loadable
+from utils.reading import weightless
 from utils.released import PAPER
-from utils.run import folders
+from utils.run import ending, folders
 from utils.run.screen import step
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
     args.benchmark_name = bench.name
     engines.check(args.problems)
     for flag, name in args.models.items():
-        models.check_model(name, flag, args.problems)
+        loadable.check_model(name, flag, args.problems)
     start = [(flag, args.models[flag]) for flag in ("--vanilla_dir", "--model_id") if flag in args.models]
-    notes = models.check_processor(start, args.problems)
+    notes = loadable.check_processor(start, args.problems)
     trains = "restart" in args.defaults
     if cli.main_process():  # the launcher ends the others when this one ends
         inputs = [*args.models.items(), ("--grad_mask_path", args.grad_mask_path)]
@@ -66,7 +67,7 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
     if not args.problems.lines:
         step("importing torch, and looking at the model, its processor and the samples")
         for flag, name in args.models.items():
-            notes += models.check_shapes(name, flag, args.problems)
+            notes += loadable.check_shapes(name, flag, args.problems)
     args.mask = read_mask(args, bench) if args.grad_mask_path else None
     args.problems.stop()
     fitting.check_samples(args, data)
@@ -152,15 +153,15 @@ def read_mask(args, bench: Bench) -> Mask | None:
     from utils.masks import Mask, MaskError
 
     try:
-        empty = models.empty_model(name)
+        empty = weightless.empty_model(name)
     except (OSError, ValueError) as why:  # a model of the hub; folders were looked into above
-        args.problems.add(f"--grad_mask_path: {name} cannot be looked at: {models.first_line(why)}")
+        args.problems.add(f"--grad_mask_path: {name} cannot be looked at: {ending.first_line(why)}")
         return None
     try:
         mask = Mask.load(path, empty.config.model_type, args.released)
         mask.check({name: list(p.shape) for name, p in empty.named_parameters()})
         mask.check_origin(name)
-        targets = lora.weights_of(models.lora_targets(empty, args.lora_parts)) if args.lora else mask.bits
+        targets = lora.weights_of(families.lora_targets(empty, args.lora_parts)) if args.lora else mask.bits
         if not mask.only(targets).bits:
             raise MaskError(f"nothing salient in it lies in a linear layer of --lora_parts {args.lora_parts}")
     except MaskError as why:

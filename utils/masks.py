@@ -26,8 +26,9 @@ import torch
 
 from utils.adapters.stored import lineage
 from utils.data import Sample, fingerprint
+from utils.families import FAMILIES, today
 from utils.loop.shards import local, span
-from utils.models import FAMILIES, local_folder, today, weight_files
+from utils.reading.model_files import local_folder, weight_files
 from utils.released import MASK_NAMES, PAPER, Released
 from utils.run.jsonl import parse
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from utils import models
+from utils import families, models
 from utils.data import Sample
 from utils.losses import label_states, sequence_log_prob
 
@@ -87,7 +87,7 @@ def _go_over(args, frozen: Trainer | str, samples: list[Sample], keep: Callable)
 
     dtype = models.training_dtype(args)
     with _asked(args, frozen, dtype) as (model, processor), torch.no_grad(), models.autocast(dtype):
-        collate = Collator.of(args, processor, models.family_of(model))
+        collate = Collator.of(args, processor, families.family_of(model))
         for batch in one_pass(collate, cut(samples, args.batch_size), PartialState(), "reference"):
             keep(model, batch)
 

@@ -20,12 +20,13 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from utils import checkpoint, cli, models
+from utils import checkpoint, cli, families, models
 from utils.adapters import lora
 from utils.data import Sample
 from utils.loop import card, engines, hub, state, tracking
 from utils.loop.batches import Stream, loader
 from utils.losses import token_nll
+from utils.reading import weightless
 from utils.run import folders
 from utils.run.ending import DIVERGED
 
@@ -106,7 +107,7 @@ class Trainer:
         self.vanilla = args.vanilla_dir or args.model_id
         self.processor = args.processor
         model = models.load_model(self.vanilla, dtype, args.attn, self.processor, args.quantize)
-        self.family = models.family_of(model)
+        self.family = families.family_of(model)
         weights = dict(model.named_parameters())
         self.update = UpdateSample({} if args.lora else weights)
         if args.gradient_checkpointing:
@@ -150,7 +151,7 @@ class Trainer:
         """The model with the adapter of --lora, or with two under a mask."""
         if not self.args.lora:
             return model
-        targets = models.lora_targets(model, self.args.lora_parts)
+        targets = families.lora_targets(model, self.args.lora_parts)
         return lora.add_lora(model, targets, self.args, self.args.mask)
 
     def say(self, line: str) -> None:
@@ -417,7 +418,7 @@ class Trainer:
     def _assembled(self, model, weights: dict[str, torch.Tensor]):
         """A model that is not cut, of the same configuration, with these weights; on the meta device what no
         file holds: an adapter's base, and buffers that are computed."""
-        fresh = self._adapt(models.hollow(model))
+        fresh = self._adapt(weightless.hollow(model))
         saved = fresh.state_dict().keys() - dict(fresh.named_parameters()).keys()
         weights |= {n: b.cpu() for n, b in model.named_buffers() if n in saved}
         fresh.load_state_dict(weights, assign=True, strict=False)

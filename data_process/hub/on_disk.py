@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from data_process.hub.tables import IMAGE, TASKS, TRAINING, Table, kind
-from utils.models import first_line
 from utils.reading.tables import is_saved_dataset, parquet_files, saved, shard_problem
+from utils.run.ending import first_line
 
 AGAIN = "delete it and download it again"
 

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from eval.answering.workers import OnDevice, Setup
-from utils import models
+from utils import families, models
 from utils.collate import Batch, Chat, Collator, PromptLengths
 from utils.data import Sample
 from utils.loop.batches import by_modality
 from utils.losses import label_logits
+from utils.run import ending
 from utils.run.ending import NO_MEMORY, fail
 
 
@@ -30,7 +31,7 @@ class ForcedWorker(OnDevice):
         self.setup = setup
         self.processor = models.load_processor(setup.evaluated_model, setup.original_model)
         self.model = self.load(setup.evaluated_model)
-        self.family = models.family_of(self.model)
+        self.family = families.family_of(self.model)
         self.collator = Collator(self.processor, self.family, end_of_turn=False)
 
     def load(self, name: str):
@@ -46,7 +47,7 @@ class ForcedWorker(OnDevice):
             return self.measure(self.collator(samples).to(self.device))
         except torch.OutOfMemoryError as why:
             if len(samples) == 1:
-                fail(f"not even one question fits into the GPU's memory: {models.first_line(why)}", NO_MEMORY)
+                fail(f"not even one question fits into the GPU's memory: {ending.first_line(why)}", NO_MEMORY)
         # outside the handler, whose exception keeps the tensors of the failed batch alive
         torch.cuda.empty_cache()
         half = len(samples) // 2

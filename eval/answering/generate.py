@@ -28,8 +28,7 @@ from eval.answering.shared_prefix import (
 )
 from utils.collate import Chat, Collator, adds_special_tokens, encode
 from utils.losses import label_logits
-from utils.models import first_line
-from utils.run.ending import NO_MEMORY, fail
+from utils.run.ending import NO_MEMORY, fail, first_line
 
 
 class Answerer:

@@ -27,7 +27,7 @@ from eval.answering.forced import ForcedWorker, answer_log_prob
 from eval.answering.workers import Setup
 from utils.collate import Batch
 from utils.data import IGNORE
-from utils.models import Family, part_of
+from utils.families import Family, part_of
 
 
 @dataclass(frozen=True)

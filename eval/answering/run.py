@@ -25,6 +25,8 @@ from utils import checkpoint, cli, models
 from utils.benchmark import NANO
 from utils.data import Question, fingerprint
 from utils.loop import card
+from utils.planning import loadable
+from utils.reading import model_files
 from utils.run import folders, jsonl
 from utils.run.screen import step
 
@@ -43,11 +45,15 @@ def _evaluation(model: str, args) -> Path:
 def check_evaluation(args, questions: list[Question], bench) -> None:
     """All input mistakes at once, before torch is imported. Sets args.mcq where it was not given,
     args.trained, what is known of the model's training, and args.vanilla, the vanilla model's answers."""
-    models.check_model(args.evaluated_model, "--evaluated_model", args.problems)
-    models.check_model(args.original_model, "--original_model", args.problems)
+    loadable.check_model(args.evaluated_model, "--evaluated_model", args.problems)
+    loadable.check_model(args.original_model, "--original_model", args.problems)
     flags = [("--evaluated_model", args.evaluated_model), ("--original_model", args.original_model)]
-    notes = models.check_processor(flags, args.problems)
-    if args.evaluated_model and models.local_folder(args.evaluated_model) is None and not args.output_dir:
+    notes = loadable.check_processor(flags, args.problems)
+    if (
+        args.evaluated_model
+        and model_files.local_folder(args.evaluated_model) is None
+        and not args.output_dir
+    ):
         args.problems.add("--output_dir is needed where --evaluated_model is not a folder")
     elif args.evaluated_model or args.output_dir:
         _check_output(args)
@@ -195,7 +201,7 @@ def _answered(args, kept: Kept) -> set[str]:
 
 def _settings(args, questions: list[Question], examples: Sequence[Question]) -> dict[str, Any]:
     """Whatever changes an answer. Batch size and workers do not."""
-    local = models.local_folder(args.evaluated_model)
+    local = model_files.local_folder(args.evaluated_model)
     names = (
         "forget_ratio", "splits", "shot", "shots", "mcq", "seed", "max_new_tokens", "dtype", "attn",
         "original_model",
@@ -209,7 +215,7 @@ def _settings(args, questions: list[Question], examples: Sequence[Question]) -> 
 
 def weights_stamp(folder: Path) -> str:
     """Changes when the weight files are written anew, without reading them."""
-    stamps = [f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in models.weight_files(folder)]
+    stamps = [f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in model_files.weight_files(folder)]
     return hashlib.sha256("\n".join(stamps).encode()).hexdigest()[:16]
 
 
@@ -229,7 +235,7 @@ def _ask(args, questions: list[Question], request: Callable, examples: Sequence[
     from utils.planning.fitting import Fitting, those_that_fit
 
     step("importing torch, and looking at the model, its processor and the questions")
-    notes = models.check_shapes(args.evaluated_model, "--evaluated_model", args.problems)
+    notes = loadable.check_shapes(args.evaluated_model, "--evaluated_model", args.problems)
     args.problems.stop()
     for line in notes:
         print(f"note: {line}")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
-from utils import checkpoint, cli, models
+from utils import checkpoint, cli, families, models
 
 if TYPE_CHECKING:
     from eval.answering.plan import Request
@@ -105,7 +105,7 @@ class Worker(OnDevice):
         processor = models.load_processor(setup.evaluated_model, setup.original_model)
         model = models.load_model(setup.evaluated_model, setup.dtype, setup.attn, processor)
         model = (setup.change(model) if setup.change else model).to(device)
-        self.answerer = Answerer(model, processor, models.family_of(model), setup.max_new_tokens)
+        self.answerer = Answerer(model, processor, families.family_of(model), setup.max_new_tokens)
 
     def answer(self, requests: list[Request]) -> tuple[list, dict[str, Any]]:
         return self.answerer.answer(requests), self.cost(len(requests))

@@ -28,8 +28,9 @@ from eval.probes import probe
 from eval.probes.measured import measured, sample_of
 from eval.results.depth import THRESHOLD, summarise, verdict
 from eval.results.probes import Finding, probe_folder
-from utils import cli, models
+from utils import cli, families
 from utils.data import Question
+from utils.reading import weightless
 
 
 def parse_args(argv: list[str] | None = None):
@@ -72,8 +73,8 @@ def main(args) -> None:
     study = probe.Study(args)
     questions = study.questions
     reference, own = (drops_of(study, subject, questions) for subject in (study.reference, study.model))
-    model = models.empty_model(str(study.vanilla.folder))
-    stages = stages_of(model, models.family_of(model))
+    model = weightless.empty_model(str(study.vanilla.folder))
+    stages = stages_of(model, families.family_of(model))
     modalities = summarise(questions, stages, reference, own)
     found = [finding(study, modality, of) for modality, of in modalities.items()]
     probe.finish(

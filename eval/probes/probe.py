@@ -30,11 +30,12 @@ from eval.prompts import clear_prompt, mllmu_prompt
 from eval.results.predictions import Prediction, read_predictions
 from eval.results.probes import Finding, Row, findings, probe_folder, read_probe, table, write_probe
 from eval.results.read import read_results
-from utils import cli, models
+from utils import cli
 from utils.benchmark import is_nano
 from utils.clear import CLEARBench
 from utils.data import Question, fingerprint
 from utils.mllmu import MLLMUBench
+from utils.planning import loadable
 from utils.run import folders
 
 PROMPTS = {MLLMUBench: mllmu_prompt, CLEARBench: clear_prompt}
@@ -107,7 +108,7 @@ def _subject(args, flag: str, name: str) -> Subject | None:
     if not folder.is_dir():
         add(f"{flag}: no such folder: {name}")
         return None
-    models.check_model(name, flag, args.problems)
+    loadable.check_model(name, flag, args.problems)
     found = sorted(folder.glob("zero_shot/forget*/results.json"))
     there = [file for file in found if file.parent.name[6:].isdecimal()]
     if args.forget_ratio is not None:
@@ -188,9 +189,9 @@ class Study:
         for subject in (self.model, self.reference):
             folders.check_writable(subject.folder / "probes", "model", problems)
         if args.original_model:
-            models.check_model(args.original_model, "--original_model", problems)
+            loadable.check_model(args.original_model, "--original_model", problems)
         flags = [("model", args.model), ("--original_model", args.original_model)]
-        notes = models.check_processor(flags, problems)
+        notes = loadable.check_processor(flags, problems)
         problems.stop()
         for line in [*self.bench.notes, *notes]:
             print(f"note: {line}")

@@ -10,8 +10,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from utils import checkpoint, cli, models
+from utils import checkpoint, cli
 from utils.benchmark import is_nano
+from utils.reading import model_files
 from utils.run import folders
 
 NAME = "README.md"
@@ -105,7 +106,7 @@ def _front_matter(args, method: str, nano: bool) -> str:
 
 def _public(name: str | None) -> str | None:
     """The name that a model has on the hub; None of one that lies here."""
-    return None if name is None or models.local_folder(name) else name
+    return None if name is None or model_files.local_folder(name) else name
 
 
 def _trained(args) -> str:

@@ -19,9 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils import checkpoint, cli, models
+from utils import checkpoint, cli
 from utils.data import Sample, fingerprint
-from utils.run import folders
+from utils.reading import model_files, weightless
+from utils.run import ending, folders
 from utils.run.screen import size
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def inputs(args) -> dict[str, str]:
     """{flag: fingerprint} of the models and the mask that lie here: under the same name may lie another."""
     from utils.masks import model_fingerprint
 
-    found = {flag: models.local_folder(name) for flag, name in args.models.items() if name}
+    found = {flag: model_files.local_folder(name) for flag, name in args.models.items() if name}
     prints = {flag: model_fingerprint(folder) for flag, folder in found.items() if folder}
     return prints | ({"--grad_mask_path": args.mask.fingerprint()} if args.mask else {})
 
@@ -264,11 +265,11 @@ class State:
                 self._check_random(state, before["processes"])
                 if acc.is_main_process:
                     self._cut_back(before["step"])
-            except (*models.refusals(), EOFError, pickle.UnpicklingError) as why:
+            except (*weightless.refusals(), EOFError, pickle.UnpicklingError) as why:
                 if cli.is_memory(why):
                     raise
                 cli.fail(
-                    f"--resume: what {state} holds cannot be read ({models.first_line(why)}); begin anew with"
+                    f"--resume: what {state} holds cannot be read ({ending.first_line(why)}); begin anew with"
                     " --restart True"
                 )
             self.accelerator.print(f"resumed after step {before['step']}")

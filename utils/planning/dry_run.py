@@ -12,12 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import models
+from utils import families
 from utils.data import Sample
 from utils.loop import engines
 from utils.loop.batches import Stream, cut
 from utils.planning import needs
 from utils.planning.needs import Layers, Lengths, Memory, Model, Setting, Spread
+from utils.reading import weightless
 from utils.run.screen import size
 from utils.training import Phase, alternate, once
 
@@ -34,14 +35,14 @@ def read_model(model: PreTrainedModel, rank: int = 0, parts: str = "both") -> Mo
     """Of a model on the meta device. rank: LoRA's, 0 without it."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    part_of, weights = models.part_of_parameters(model), Counter()
+    part_of, weights = families.part_of_parameters(model), Counter()
     for name, p in model.named_parameters():
         weights[part_of[name]] += p.numel()
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
     modules, adapter = dict(model.named_modules()), 0
     if rank:
-        targets = [modules[name] for name in models.lora_targets(model, parts)]
+        targets = [modules[name] for name in families.lora_targets(model, parts)]
         adapter = rank * sum(m.in_features + m.out_features for m in targets)
     return Model(
         weights=dict(weights),
@@ -115,7 +116,7 @@ def read_setting(args) -> Setting:
     return Setting(
         precision="nearest" if nearest else precision,
         moments="bf16" if nearest else args.moments,
-        lora=() if not args.lora else models.PARTS if args.lora_parts == "both" else (args.lora_parts,),
+        lora=() if not args.lora else families.PARTS if args.lora_parts == "both" else (args.lora_parts,),
         masked=args.mask.count()[1] if args.mask else 0,
         quantized=args.quantize == "4bit",
         accumulates=args.gradient_accumulation_steps > 1,
@@ -148,11 +149,11 @@ class Plan:
     def __init__(self, args, data: dict[str, list[Sample]], lengths: bool = True):
         self.args, self.data = args, data
         name = args.vanilla_dir or args.model_id
-        empty = models.empty_model(name)
-        self.how, self.title = read_setting(args), models.family_of(empty).title
+        empty = weightless.empty_model(name)
+        self.how, self.title = read_setting(args), families.family_of(empty).title
         rank = args.lora_r if self.how.lora else 0
         self.model = read_model(empty, rank, args.lora_parts if rank else "both")
-        self.targets = len(models.lora_targets(empty, args.lora_parts)) if rank else 0
+        self.targets = len(families.lora_targets(empty, args.lora_parts)) if rank else 0
         if args.released.kl_positions == "all":
             self.how = replace(self.how, beside=self.model.all)
         self.lengths = Lengths(0, 0, 0)

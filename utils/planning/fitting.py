@@ -15,6 +15,7 @@ from PIL import Image
 
 from utils import cli, models
 from utils.data import Sample
+from utils.reading import weightless
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, ProcessorMixin
@@ -43,7 +44,7 @@ class Fitting:
         self.chat = Chat(processor)
         self.lengths = PromptLengths(processor, self.chat)
         self.context = context(processor, name)
-        if why := why_not_together(processor, self.chat, models.read_config(name)):
+        if why := why_not_together(processor, self.chat, weightless.read_config(name)):
             cli.fail(f"the processor is not that of {name}: {why}")
         own = sorted(own_tokens(processor), key=len, reverse=True)
         self.own = re.compile("|".join(map(re.escape, own)) or "(?!)")
@@ -120,7 +121,7 @@ def own_tokens(processor: ProcessorMixin) -> set[str]:
 
 def context(processor: ProcessorMixin, name: str) -> int:
     """The longest sequence that the model of that name was made for, in tokens."""
-    text = models.read_config(name).get_text_config()
+    text = weightless.read_config(name).get_text_config()
     limits = [getattr(text, "max_position_embeddings", None), processor.tokenizer.model_max_length]
     return int(min(limit for limit in limits if limit))
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
-from utils.models import first_line
 from utils.reading.pictures import Picture
+from utils.run.ending import first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa

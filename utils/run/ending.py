@@ -41,3 +41,8 @@ def _end(lines: list[str], code: int) -> NoReturn:
     end = SystemExit("\n".join(lines))
     end.code = code
     raise end
+
+
+def first_line(why: Exception) -> str:
+    """What an exception of transformers says, in one line."""
+    return next(filter(None, map(str.strip, str(why).splitlines())), type(why).__name__)
