@@ -8,7 +8,7 @@ Nothing holds the other knowledge in place: GA forgets other people too, and at 
 everything. Baseline of the paper (arXiv 2502.11051); Thudi et al. 2022, arXiv 2109.13398.
 """
 
-from utils import cli
+from utils import cli, flags
 from utils.checks import check
 from utils.clear import CLEARBench
 from utils.losses import token_nll
@@ -17,11 +17,11 @@ from utils.training import Phase, Trainer, once
 
 def parse_args():
     p = cli.parser(__doc__)
-    cli.add_model_args(p)
-    cli.add_data_args(p, folder="data/CLEAR")
-    cli.add_lora_args(p, default=True)
-    cli.add_train_args(p)
-    cli.add_released_train_args(p)
+    flags.add_model_args(p)
+    flags.add_data_args(p, folder="data/CLEAR")
+    flags.add_lora_args(p, default=True)
+    flags.add_train_args(p)
+    flags.add_released_train_args(p)
     return cli.parse(p)
 
 

@@ -14,7 +14,7 @@ MMUnlearner, arXiv 2502.11051, in alternating steps.
 
 from functools import partial
 
-from utils import cli
+from utils import cli, flags
 from utils.checks import check
 from utils.clear import CLEARBench
 from utils.losses import token_nll
@@ -23,13 +23,13 @@ from utils.training import Phase, Trainer, alternate
 
 def parse_args():
     p = cli.parser(__doc__)
-    cli.add_model_args(p)
-    cli.add_data_args(p, folder="data/CLEAR")
-    cli.add_lora_args(p, default=True)
-    cli.add_train_args(p)
-    cli.add_forget_args(p)
-    cli.add_released_train_args(p, "forget_data")
-    cli.add_retain_args(p)
+    flags.add_model_args(p)
+    flags.add_data_args(p, folder="data/CLEAR")
+    flags.add_lora_args(p, default=True)
+    flags.add_train_args(p)
+    flags.add_forget_args(p)
+    flags.add_released_train_args(p, "forget_data")
+    flags.add_retain_args(p)
     return cli.parse(p)
 
 

@@ -15,7 +15,7 @@ at a time. Zhang et al. 2024, arXiv 2404.05868; β 0.4 from the benchmark's and 
 
 from functools import partial
 
-from utils import cli
+from utils import cli, flags
 from utils.checks import check
 from utils.clear import CLEARBench
 from utils.losses import sequence_log_prob
@@ -26,10 +26,10 @@ from utils.training import Phase, Trainer, once
 
 def parse_args():
     p = cli.parser(__doc__)
-    cli.add_model_args(p)
-    cli.add_data_args(p, folder="data/CLEAR")
-    cli.add_lora_args(p, default=True)
-    cli.add_train_args(p)
+    flags.add_model_args(p)
+    flags.add_data_args(p, folder="data/CLEAR")
+    flags.add_lora_args(p, default=True)
+    flags.add_train_args(p)
     cli.add_model_flag(p, "--oracle_model_id", help="reference model; default: the vanilla model")
     p.add_argument(
         "--npo_beta",
@@ -37,7 +37,7 @@ def parse_args():
         default=0.4,
         help="inverse temperature β; default 0.4",
     )
-    cli.add_released_train_args(p, "npo_loss")
+    flags.add_released_train_args(p, "npo_loss")
     return cli.parse(p)
 
 

@@ -15,7 +15,7 @@ its code on TOFU, which adds the two losses in one step.
 
 from functools import partial
 
-from utils import cli
+from utils import cli, flags
 from utils.checks import check
 from utils.losses import answer_lengths, sequence_log_prob, token_nll
 from utils.mllmu import MLLMUBench
@@ -24,11 +24,11 @@ from utils.training import Phase, Trainer, alternate
 
 def parse_args():
     p = cli.parser(__doc__)
-    cli.add_model_args(p)
-    cli.add_data_args(p, folder="data/MLLMMU-Bench")
-    cli.add_lora_args(p, default=True)
-    cli.add_train_args(p)
-    cli.add_forget_args(p, alpha=0.125)
+    flags.add_model_args(p)
+    flags.add_data_args(p, folder="data/MLLMMU-Bench")
+    flags.add_lora_args(p, default=True)
+    flags.add_train_args(p)
+    flags.add_forget_args(p, alpha=0.125)
     p.add_argument(
         "--simnpo_beta",
         type=cli.number(float, 0, above=True),
@@ -36,8 +36,8 @@ def parse_args():
         help="inverse temperature β; default 4.5",
     )
     p.add_argument("--simnpo_gamma", type=cli.number(float, 0), default=0.0, help="margin γ; default 0")
-    cli.add_released_train_args(p)
-    cli.add_retain_args(p)
+    flags.add_released_train_args(p)
+    flags.add_retain_args(p)
     return cli.parse(p)
 
 

@@ -7,7 +7,7 @@ Trains a LoRA adapter by default and merges it on save; `--lora False` trains al
 `ft_Data`, or, where there is none, forget_N and retain_{100-N} of --forget_split_ratio.
 """
 
-from utils import cli
+from utils import cli, flags
 from utils.checks import check
 from utils.data import repeat_text
 from utils.losses import token_nll
@@ -17,11 +17,11 @@ from utils.training import Phase, Trainer, once
 
 def parse_args():
     p = cli.parser(__doc__)
-    cli.add_model_args(p, vanilla=False)
-    cli.add_data_args(p, folder="data/MLLMU-Bench")
-    cli.add_lora_args(p, default=True)
-    cli.add_train_args(p)
-    cli.add_released_train_args(p, "text_questions", forgets=False)
+    flags.add_model_args(p, vanilla=False)
+    flags.add_data_args(p, folder="data/MLLMU-Bench")
+    flags.add_lora_args(p, default=True)
+    flags.add_train_args(p)
+    flags.add_released_train_args(p, "text_questions", forgets=False)
     return cli.parse(p)
 
 

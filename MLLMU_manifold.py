@@ -19,7 +19,7 @@ True two adapters, ΔW = m ⊙ (B_f · A_f) + B_r · A_r, of which forget steps 
 
 from functools import partial
 
-from utils import cli
+from utils import cli, flags
 from utils.checks import check
 from utils.losses import token_nll
 from utils.mllmu import MLLMUBench
@@ -28,17 +28,17 @@ from utils.training import Phase, Trainer, alternate
 
 def parse_args():
     p = cli.parser(__doc__)
-    cli.add_model_args(p)
-    cli.add_data_args(p, folder="data/MLLMMU-Bench")
-    cli.add_lora_args(p, default=False)
-    cli.add_train_args(p)
-    cli.add_forget_args(p)
-    cli.add_mask_path(p, required=True)
-    cli.add_released_train_args(
+    flags.add_model_args(p)
+    flags.add_data_args(p, folder="data/MLLMMU-Bench")
+    flags.add_lora_args(p, default=False)
+    flags.add_train_args(p)
+    flags.add_forget_args(p)
+    flags.add_mask_path(p, required=True)
+    flags.add_released_train_args(
         p, "forget_data", "clip", "clip_steps", "mask_names", "unlisted", "masked_weights"
     )
-    cli.add_retain_args(p)
-    cli.add_mask_retain(p)
+    flags.add_retain_args(p)
+    flags.add_mask_retain(p)
     return cli.parse(p)
 
 

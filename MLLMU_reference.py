@@ -10,7 +10,7 @@ The data are those of MLLMU_finetune.py without the people to forget ("retrained
 have some ("retrained without their pictures"): what forgetting pictures alone should come to.
 """
 
-from utils import cli
+from utils import cli, flags
 from utils.checks import check
 from utils.losses import token_nll
 from utils.mllmu import MLLMUBench
@@ -19,12 +19,12 @@ from utils.training import Phase, Trainer, once
 
 def parse_args():
     p = cli.parser(__doc__)
-    cli.add_model_args(p)
-    cli.add_data_args(p, folder="data/MLLMMU-Bench")
-    cli.add_lora_args(p, default=True)
-    cli.add_train_args(p)
-    cli.add_keep_text(p)
-    cli.add_released_train_args(p, forgets=False)
+    flags.add_model_args(p)
+    flags.add_data_args(p, folder="data/MLLMMU-Bench")
+    flags.add_lora_args(p, default=True)
+    flags.add_train_args(p)
+    flags.add_keep_text(p)
+    flags.add_released_train_args(p, forgets=False)
     return cli.parse(p)
 
 

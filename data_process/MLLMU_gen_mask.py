@@ -23,18 +23,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_process.saliency import make_masks
-from utils import cli
+from utils import cli, flags
 from utils.checks import check
 from utils.mllmu import MLLMUBench
 
 
 def parse_args():
     p = cli.parser(__doc__)
-    cli.add_model_args(p)
-    cli.add_data_args(p, folder="data/MLLMMU-Bench")
-    cli.add_mask_args(p)
-    cli.add_released_mask_args(p)
-    cli.add_retain_fraction(p)
+    flags.add_model_args(p)
+    flags.add_data_args(p, folder="data/MLLMMU-Bench")
+    flags.add_mask_args(p)
+    flags.add_released_mask_args(p)
+    flags.add_retain_fraction(p)
     return cli.parse(p)
 
 

@@ -33,7 +33,7 @@ from utils.loop import engines
 from utils.losses import drawn_nll, token_log_odds, token_nll
 from utils.reading import model_files
 from utils.released import MASK_SWITCHES, ratio_mask
-from utils.run import folders
+from utils.run import folders, screen
 from utils.run.ending import DIVERGED
 
 if TYPE_CHECKING:
@@ -377,7 +377,7 @@ def warn(saliency: str, answers: dict[str, float] | None, report: dict[str, dict
 # ---------------------------------------------------------------- the command, the same for every benchmark
 def make_masks(args, data: dict[str, list[Sample]], prefix: str) -> None:
     """`_make_masks`, while nobody else writes the folder."""
-    with folders.alone(args.save_dir) if cli.main_process() else nullcontext():
+    with folders.alone(args.save_dir) if screen.main_process() else nullcontext():
         _make_masks(args, data, prefix)
 
 

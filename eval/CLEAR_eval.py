@@ -30,14 +30,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from eval import tasks
 from eval.answering.run import check_evaluation, evaluate
 from eval.prompts import clear_prompt
-from utils import cli
+from utils import cli, flags
 from utils.clear import CLEARBench
 
 
 def parse_args():
     p = cli.parser(__doc__)
-    cli.add_data_args(p, folder="data/CLEAR")
-    cli.add_eval_args(p, CLEARBench.split_names())
+    flags.add_data_args(p, folder="data/CLEAR")
+    flags.add_eval_args(p, CLEARBench.split_names())
     p.add_argument(
         "--tasks",
         type=cli.choices(*CLEARBench.TASKS),

@@ -26,14 +26,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from eval import tasks
 from eval.answering.run import check_evaluation, evaluate
 from eval.prompts import choose_shots, mllmu_prompt
-from utils import cli
+from utils import cli, flags
 from utils.mllmu import MLLMUBench
 
 
 def parse_args():
     p = cli.parser(__doc__)
-    cli.add_data_args(p, folder="data/MLLMU-Bench")
-    cli.add_eval_args(p, MLLMUBench.split_names())
+    flags.add_data_args(p, folder="data/MLLMU-Bench")
+    flags.add_eval_args(p, MLLMUBench.split_names())
     p.add_argument(
         "--tasks",
         type=cli.choices(*MLLMUBench.TASKS),

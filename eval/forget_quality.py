@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from eval.metrics import forget_quality
 from eval.results.predictions import read_predictions
 from eval.results.read import Result, load_results
-from utils import checkpoint, cli
+from utils import checkpoint, cli, flags
 from utils.run import folders
 
 
@@ -26,7 +26,7 @@ def parse_args(argv: list[str] | None = None):
     p = cli.parser(__doc__)
     p.add_argument("results", nargs="*", default=[], help="model folders, or folders with results.json")
     p.add_argument("--reference", required=True, help="folder of the model trained without the forget people")
-    cli.add_filter_args(p, shot=False)
+    flags.add_filter_args(p, shot=False)
     p.add_argument("--csv", help="write the numbers here; default: not written")
     return cli.parse(p, argv)
 

@@ -31,7 +31,7 @@ from eval.results.predictions import Prediction, read_predictions
 from eval.results.read import Result, load_results, read_answers, read_results
 from eval.results.summary import summarise
 from eval.tasks import FACTUALITY
-from utils import checkpoint, cli
+from utils import checkpoint, cli, flags
 from utils.run import folders, jsonl
 
 SCORE_TOKENS = 8  # of the judge's answer, for the estimate
@@ -41,7 +41,7 @@ CACHE = "runs/judge_cache.jsonl"
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p = cli.parser(__doc__)
     p.add_argument("results", nargs="*", default=[], help="model folders, or folders with results.json")
-    cli.add_filter_args(p)
+    flags.add_filter_args(p)
     g = p.add_argument_group("judge")
     g.add_argument("--judge_url", required=True, help="address of the API, e.g. http://localhost:8000/v1")
     g.add_argument("--judge_model", required=True, help="the judge's name there, e.g. gpt-4o-mini")

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from nano.clear import write_clear
 from nano.mllmu import RATIOS, to_forget, write_mllmu
 from nano.people import invent, portrait
-from utils import checkpoint, cli
+from utils import checkpoint, cli, flags
 from utils.benchmark import NANO
 from utils.run import folders
 
@@ -67,7 +67,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         default=64,
         help="side of the model's input and of Test_Set pictures, pixels; others: twice that; default 64",
     )
-    cli.add_seed(p, "seed of people, splits and weights", default=0)
+    flags.add_seed(p, "seed of people, splits and weights", default=0)
     args = cli.parse(p, argv)
     folders.check_save_dir(args.save_dir, args.problems)
     if args.image_size % 16:

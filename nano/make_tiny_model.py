@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nano.stand_ins import STAND_INS, Files, Size, differences, train_tokenizer, write
 from nano.tables import read_texts
-from utils import cli
+from utils import cli, flags
 from utils.run import folders
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         default="published",
         help="of the weights in the file; default: as published",
     )
-    cli.add_seed(p, "seed of the random weights", default=0)
+    flags.add_seed(p, "seed of the random weights", default=0)
     args = cli.parse(p, argv)
     sizes = [field.name for field in fields(Size) if field.name in args]
     args.size = Size(**{name: getattr(args, name) for name in sizes})

@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from nano.demo import results, steps
 from nano.settings import DEMOS, Demo
+from nano.steps import results, steps
 from nano.warm import Crew, Step, step
 from utils import checkpoint, cli
 from utils.run import folders

@@ -30,7 +30,7 @@ from eval.answering.workers import Setup, answer_in_processes, keep_memory
 from eval.prompts import mllmu_prompt
 from nano import stand_ins
 from nano.tables import read_texts
-from utils import cli, families, models
+from utils import cli, families, flags, models
 from utils.mllmu import MLLMUBench
 
 NEW = 50  # tokens of a plain reply
@@ -74,7 +74,7 @@ def planned(questions: list, processor, batch_size: int | None = None) -> tuple[
     from utils.collate import Chat, PromptLengths
 
     chat, p = Chat(processor), cli.parser("")
-    cli.add_eval_args(p, ("retain",))
+    flags.add_eval_args(p, ("retain",))
     requests = [tasks.request(question, chat, "letter", mllmu_prompt) for question in questions]
     lengths = PromptLengths(processor, chat)
     costs = [request.memory_cost(lengths, NEW) for request in requests]

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from nano import stand_ins
-from utils import cli, families, models
+from utils import cli, families, flags, models
 from utils.data import Sample
 from utils.planning import dry_run, needs
 from utils.reading import weightless
@@ -124,15 +124,15 @@ def samples(name: str, number: int) -> list[Sample]:
 def command(task: str, words: str, folder: Path, args):
     """The flags that a script of the task has, read from `words`."""
     p = cli.parser("")
-    cli.add_model_args(p)
+    flags.add_model_args(p)
     if task == "masks":
-        cli.add_mask_args(p)
-        cli.add_released_mask_args(p)
+        flags.add_mask_args(p)
+        flags.add_released_mask_args(p)
     else:
-        cli.add_lora_args(p, default=False)
-        cli.add_train_args(p)
-        cli.add_forget_args(p)
-        cli.add_released_train_args(
+        flags.add_lora_args(p, default=False)
+        flags.add_train_args(p)
+        flags.add_forget_args(p)
+        flags.add_released_train_args(
             p, "forget_data", "clip", "clip_steps", "mask_names", "unlisted", "masked_weights"
         )
     argv = words.replace("--mask", "").split()

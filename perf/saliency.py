@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from perf.setting import prepare, run
-from utils import cli, families, models
+from utils import cli, families, flags, models
 from utils.mllmu import MLLMUBench
 
 WAYS = {"bare": "", "pass": "--blocks 1", "blocks": "--blocks 4", "plain": ""}
@@ -49,8 +49,8 @@ def parse_args():
 def mask_args(words: str):
     """The arguments of a mask script."""
     p = cli.parser("")
-    cli.add_mask_args(p)
-    cli.add_released_mask_args(p)
+    flags.add_mask_args(p)
+    flags.add_released_mask_args(p)
     return cli.parse(p, ["--save_dir", "none", *words.split()])
 
 

@@ -15,8 +15,9 @@ from conftest import RATIO, ROOT, jsonl, run_script, weights
 from test_broken_results import evaluations  # noqa: F401 (a fixture)
 from test_training import equal
 
-from utils import cli
+from utils import cli, flags
 from utils.loop import state
+from utils.run import ending
 
 GA, MANIFOLD, MASKS = "MLLMU_GA.py", "MLLMU_manifold.py", "data_process/MLLMU_gen_mask.py"
 SEED = int(os.environ.get("FAULTS_SEED", time.time_ns() % 10_000))
@@ -118,13 +119,13 @@ def test_a_signal_keeps_the_state_and_ctrl_c_says_what_is_kept(train_args, tmp_p
     argv = train_args(num_epochs=2, lora_dropout=0.5, save_steps=0)
     run_script(GA, *argv, "--save_dir", tmp_path / "whole")
     told = lambda number: lambda: when_steps(monkeypatch, 3, lambda: os.kill(os.getpid(), number))
-    assert Run(GA, *argv, first=told(signal.SIGINT)).wait() == cli.INTERRUPTED
+    assert Run(GA, *argv, first=told(signal.SIGINT)).wait() == ending.INTERRUPTED
     said = capfd.readouterr().err
     assert said.splitlines()[-1] == f"stopped: {state.NOTHING}" and "Traceback" not in said
     assert Run(GA, *argv, first=told(signal.SIGUSR1)).wait() == state.STOPPED
     said = capfd.readouterr().err.splitlines()[-1]
     assert said.startswith("stopped by SIGUSR1; the training state after step 3 is kept")
-    assert Run(GA, *argv, "--resume", first=lambda: told_at(monkeypatch, 5)).wait() == cli.INTERRUPTED
+    assert Run(GA, *argv, "--resume", first=lambda: told_at(monkeypatch, 5)).wait() == ending.INTERRUPTED
     assert "after step 3 is kept" in capfd.readouterr().err.splitlines()[-1]
     assert Run(GA, *argv, "--resume").wait() == 0
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "run"))
@@ -144,7 +145,7 @@ def test_a_full_disk(train_args, tmp_path, monkeypatch, capfd, when):
     """While a state is written, or the model: one line, the last state is kept, nothing half-written."""
     argv = train_args(save_steps=2 if when == 4 else 1, lora=False)
     full = lambda: when_steps(monkeypatch, when, full_from_now_on)
-    assert Run(GA, *argv, first=full).wait() == cli.NO_ROOM
+    assert Run(GA, *argv, first=full).wait() == ending.NO_ROOM
     last = capfd.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ") and "after step 2 is kept" in last
     assert not (tmp_path / "run").exists()
@@ -159,10 +160,10 @@ def test_masks_that_are_killed_or_have_no_room(nano, tiny, tmp_path, capfd):
         "--model_id", tiny["llava"], "--data_split_dir", nano / "MLLMMU-Bench", "--forget_ratio", RATIO,
         "--save_dir", tmp_path / "masks",
     ]  # fmt: skip
-    for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, cli.INTERRUPTED)):
+    for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, ending.INTERRUPTED)):
         assert Run(MASKS, *argv).stop(number, after=1.0) in (code, 0)
     little = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, resource.RLIM_INFINITY))
-    assert Run(MASKS, *argv, first=little).wait() == cli.NO_ROOM
+    assert Run(MASKS, *argv, first=little).wait() == ending.NO_ROOM
     assert "cannot be written" in capfd.readouterr().err.splitlines()[-1]
     assert Run(MASKS, *argv).wait() == 0
     assert sorted(p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")) == ["masks"]
@@ -186,7 +187,7 @@ def hurt(draw, script: str, argv, length: float) -> int:
 
 
 TABLES = {"csv": "t.csv", "latex": "t.tex", "markdown": "t.md"}
-HURT = (0, -signal.SIGKILL, -signal.SIGINT, cli.INTERRUPTED, cli.NO_ROOM)
+HURT = (0, -signal.SIGKILL, -signal.SIGINT, ending.INTERRUPTED, ending.NO_ROOM)
 
 
 @pytest.mark.parametrize("script", [MASKS, "data_process/CLEAR_gen_mask.py"])
@@ -243,7 +244,7 @@ def test_tables_and_pages_at_random_moments(script, evaluations, tmp_path, capsy
 def test_ctrl_c_while_a_script_imports():
     command = [sys.executable, "-c", "from utils import cli; raise KeyboardInterrupt"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == cli.INTERRUPTED and done.stderr == "stopped: no result was written\n"
+    assert done.returncode == ending.INTERRUPTED and done.stderr == "stopped: no result was written\n"
 
 
 STREAMS = "import os, sys; {}; from utils import cli; cli.parser('x'); {}"
@@ -260,7 +261,7 @@ def test_streams_that_are_closed():
     os.close(reads)
     done = run("pass", "print('x')", stdout=writes, stderr=subprocess.PIPE)
     os.close(writes)
-    assert done.returncode == cli.NOBODY_READS and done.stderr == ""
+    assert done.returncode == ending.NOBODY_READS and done.stderr == ""
     done = run("pass", "raise BrokenPipeError", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert done.returncode == 1 and "Traceback" in done.stderr, "another pipe"
 
@@ -284,7 +285,7 @@ class OutOfMemoryError(RuntimeError):
 def test_how_a_command_ends(why, code, words, capsys, monkeypatch):
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     p = cli.parser("x")
-    cli.add_train_args(p)
+    flags.add_train_args(p)
     cli.parse(p, ["--save_dir", "x"])
 
     def main():

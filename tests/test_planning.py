@@ -12,7 +12,7 @@ from conftest import ROOT, jsonl, load_script, run_script, sample
 from PIL import Image
 
 from nano import stand_ins
-from utils import cli, families, models
+from utils import cli, families, flags, models
 from utils.adapters.lora import add_lora
 from utils.collate import Collator
 from utils.losses import token_nll
@@ -138,8 +138,8 @@ def test_activations_beside_what_autograd_keeps(family, tmp_path):
     samples = [sample("Who is this person?" * n, "Ann Brown lives in Rome.", picture(256)) for n in (1, 2)]
     processor = models.load_processor(folder)
     numbers = cli.parser("")
-    cli.add_lora_args(numbers, default=True)
-    cli.add_released_train_args(numbers)
+    flags.add_lora_args(numbers, default=True)
+    flags.add_released_train_args(numbers)
     args = cli.parse(numbers, [])
     for dtype, lora in (("fp32", False), ("mixed", False), ("bf16", True)):
         model = models.load_model(folder, dtype).train()

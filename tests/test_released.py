@@ -24,7 +24,7 @@ from conftest import (
 from test_methods import NLL, TwoTokens, gradient, two_tokens
 from test_scripts import snapshot, trainer_of
 
-from utils import cli, families, models, released
+from utils import cli, families, flags, models, released
 from utils.collate import IGNORE, Batch, Collator
 from utils.data import repeat_text
 from utils.losses import token_nll
@@ -79,8 +79,8 @@ def test_every_switch_is_some_scripts_and_documented(monkeypatch):
 
 def test_the_set_is_whole_whatever_a_script_declares(monkeypatch):
     p = cli.parser("")
-    cli.add_model_args(p)
-    cli.add_released_train_args(p, "clip")
+    flags.add_model_args(p)
+    flags.add_released_train_args(p, "clip")
     args = cli.parse(p, ["--model_id", "m", "--clip", "before_mask"])
     assert args.released == Released(clip="before_mask")
     assert "clip" in cli.settings(args) and "unlisted" not in cli.settings(args)

@@ -13,7 +13,7 @@ from utils.loop import engines, hub, state, tracking
 from utils.planning import dry_run, fitting, loadable
 from utils.reading import weightless
 from utils.released import PAPER
-from utils.run import ending, folders
+from utils.run import ending, folders, screen
 from utils.run.screen import step
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
     start = [(flag, args.models[flag]) for flag in ("--vanilla_dir", "--model_id") if flag in args.models]
     notes = loadable.check_processor(start, args.problems)
     trains = "restart" in args.defaults
-    if cli.main_process():  # the launcher ends the others when this one ends
+    if screen.main_process():  # the launcher ends the others when this one ends
         inputs = [*args.models.items(), ("--grad_mask_path", args.grad_mask_path)]
         inputs += [("--config", args.config)]
         inputs += [("--data_split_dir", folder) for folder in (bench.given, *bench.roots)]
@@ -78,7 +78,7 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
     if not args.dry_run:
         dry_run.check_fits(args, data)
         args.problems.stop()
-    if cli.main_process():
+    if screen.main_process():
         _say(args, data, [*bench.notes, *notes], bench)
     if args.dry_run:
         raise SystemExit(0)

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from utils import cli
+from utils import cli, flags
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -175,7 +175,7 @@ def add_table_args(p) -> None:
         type=cli.choices(*names(list(BENCHMARKS))),
         help="only these tables, e.g. forget_5,retain_95; default: those that the suite reads",
     )
-    cli.add_ratio(p, "only the tables that this percentage needs; default: all percentages")
+    flags.add_ratio(p, "only the tables that this percentage needs; default: all percentages")
 
 
 def check_table_args(args: Namespace) -> None:

@@ -21,7 +21,7 @@ from eval.results.predictions import Prediction, read_predictions
 from eval.results.read import VERSION, other_ratio, read_results, training_of
 from eval.results.summary import doubts, paired_differences, summarise
 from eval.tasks import TASKS
-from utils import checkpoint, cli, models
+from utils import checkpoint, cli, flags, models
 from utils.benchmark import NANO
 from utils.data import Question, fingerprint
 from utils.loop import card
@@ -100,7 +100,7 @@ def _scoring(args, bench) -> tuple[str, str]:
     for path in (folder / NANO for folder in bench.roots if (folder / NANO).is_file()):
         try:
             wanted = checkpoint.read_json(path).get("mcq")
-            if wanted not in (None, *cli.SCORINGS):
+            if wanted not in (None, *flags.SCORINGS):
                 raise ValueError(f"mcq is {wanted!r}")
         except (ValueError, AttributeError) as error:
             args.problems.add(f"--data_split_dir: {path} is not as nano/make_nano.py writes it ({error})")

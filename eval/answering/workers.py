@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from utils import checkpoint, cli, families, models
+from utils.run import screen
 
 if TYPE_CHECKING:
     from eval.answering.plan import Request
@@ -205,8 +206,8 @@ def _received(pipe: Connection, number: int, processes: list) -> Answered | None
 def _worker_process(pipe: Connection, setup: Setup, device: str, threads: int) -> None:
     """A worker's process: batches in, answers out, until there is nothing more or nobody who asks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where a server of forkserver started this process
-    cli.any_screen()
-    cli.quiet()
+    screen.any_screen()
+    screen.quiet()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         worker = setup.start(device, threads)

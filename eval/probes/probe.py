@@ -30,7 +30,7 @@ from eval.prompts import clear_prompt, mllmu_prompt
 from eval.results.predictions import Prediction, read_predictions
 from eval.results.probes import Finding, Row, findings, probe_folder, read_probe, table, write_probe
 from eval.results.read import read_results
-from utils import cli
+from utils import cli, flags
 from utils.benchmark import is_nano
 from utils.clear import CLEARBench
 from utils.data import Question, fingerprint
@@ -56,7 +56,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
     )
     g = p.add_argument_group("questions", "By default those of the model's own zero-shot evaluation.")
     g.add_argument("--data_split_dir", help="benchmark folder; default: as in the evaluation")
-    cli.add_ratio(g, "percentage of people to forget; default: of the only evaluation that there is")
+    flags.add_ratio(g, "percentage of people to forget; default: of the only evaluation that there is")
     g.add_argument(
         "--tasks",
         type=cli.choices(*tasks.TASKS),

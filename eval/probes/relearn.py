@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from eval.probes import probe
 from eval.results.probes import probe_folder
 from eval.results.rings import truth_of
-from utils import checkpoint, cli
+from utils import checkpoint, cli, flags
 from utils.clear import CLEARBench
 from utils.data import Question, Sample
 from utils.loop import engines
@@ -179,17 +179,17 @@ def train(args, model: Path, samples: list[Sample], steps: int, save_dir: Path) 
 def _training_args(args, model: Path, epochs: int, steps: int, save_dir: Path):
     """The flags of a training script."""
     p = cli.parser("")
-    cli.add_model_args(p)
-    cli.add_lora_args(p, default=True)
-    cli.add_train_args(p)
-    cli.add_released_train_args(p, forgets=False)
-    flags = {
+    flags.add_model_args(p)
+    flags.add_lora_args(p, default=True)
+    flags.add_train_args(p)
+    flags.add_released_train_args(p, forgets=False)
+    given = {
         "model_id": args.original_model or model, "vanilla_dir": model, "save_dir": save_dir,
         "batch_size": args.train_batch_size, "lr": args.lr, "lr_schedule": "constant", "max_steps": steps,
         "num_epochs": epochs, "lora": args.lora, "attn": args.attn, "seed": args.seed, "save_steps": 0,
         "restart": True,
     }  # fmt: skip
-    given = cli.parse(p, [str(word) for name, value in flags.items() for word in (f"--{name}", value)])
+    given = cli.parse(p, [str(word) for name, value in given.items() for word in (f"--{name}", value)])
     given.problems.stop()
     given.problems, given.mask, given.skip_bad_rows = args.problems, None, args.skip_bad_rows
     return given

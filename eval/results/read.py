@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from eval.results import intervals
 from eval.results.predictions import Prediction, is_number, read_predictions
 from eval.tasks import METRICS, TASKS, Metric
-from utils import checkpoint, cli
+from utils import checkpoint, cli, flags
 from utils.benchmark import is_nano
 from utils.run import folders
 
@@ -50,7 +50,7 @@ def add_result_args(p: argparse.ArgumentParser) -> None:
         help="folder of the retrained model, which never knew what is to be forgotten; default: the rows of"
         " *_reference.py, first those that kept the text",
     )
-    cli.add_filter_args(p)
+    flags.add_filter_args(p)
 
 
 def given_results(args: argparse.Namespace) -> list[Result]:

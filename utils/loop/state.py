@@ -266,7 +266,7 @@ class State:
                 if acc.is_main_process:
                     self._cut_back(before["step"])
             except (*weightless.refusals(), EOFError, pickle.UnpicklingError) as why:
-                if cli.is_memory(why):
+                if ending.is_memory(why):
                     raise
                 cli.fail(
                     f"--resume: what {state} holds cannot be read ({ending.first_line(why)}); begin anew with"

@@ -16,6 +16,7 @@ from PIL import Image
 from utils import cli, models
 from utils.data import Sample
 from utils.reading import weightless
+from utils.run import screen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, ProcessorMixin
@@ -146,7 +147,7 @@ def those_that_fit(items: list, why_not: Callable[..., str | None], args) -> lis
     lines = [f"{name}: {why}" for name, why in list(found.items())[:SHOWN]]
     more = len(found) - len(lines)
     if found and args.skip_bad_rows:
-        if cli.main_process():
+        if screen.main_process():
             print(f"skipped {len(found)} questions: {'; '.join(lines)}{'; …' if more else ''}")
         return [item for item in items if item.id not in found]
     for line in lines:
