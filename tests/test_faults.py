@@ -34,7 +34,7 @@ class Run:
                 out = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(out, 1)
                 first()
-                code = ending(lambda: run_script(script, *argv))
+                code = code_of(lambda: run_script(script, *argv))
             finally:
                 os._exit(code)
 
@@ -48,7 +48,7 @@ class Run:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
-def ending(main) -> int:
+def code_of(main) -> int:
     """The exit code that Python gives a program that ends so."""
     try:
         try:
@@ -291,7 +291,7 @@ def test_how_a_command_ends(why, code, words, capsys, monkeypatch):
     def main():
         raise why
 
-    assert ending(main) == code
+    assert code_of(main) == code
     said = capsys.readouterr().err
     assert all(word in said for word in words)
     assert code == 1 or len(said.splitlines()) == 1
