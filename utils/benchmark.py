@@ -16,10 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.cli import Problems
 from utils.data import Sample, drop_bad_pictures
 from utils.reading.tables import BadCell, Row, columns_of, is_table, read_rows, same_person
-from utils.run.ending import first_line
+from utils.run.ending import Problems, first_line
 from utils.run.screen import step
 
 FLAG = "--data_split_dir"

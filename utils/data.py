@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from utils.reading.pictures import Picture
 
 if TYPE_CHECKING:
-    from utils.cli import Problems
+    from utils.run.ending import Problems
 
 IGNORE = -100  # label of a token that does not count, as in torch's cross-entropy
 

@@ -10,7 +10,7 @@ from typing import Any
 from eval.results import probes
 from eval.results.depth_map import Layers, depth_rows
 from eval.results.runs import Run
-from utils.cli import Problems
+from utils.run.ending import Problems
 
 
 @dataclass

@@ -13,7 +13,7 @@ from data_process.coverage import outside_layers
 from eval.results.predictions import is_number
 from eval.results.read import Result
 from utils import checkpoint
-from utils.cli import Problems
+from utils.run.ending import Problems
 
 FIELDS = {"arguments": dict, "device": str, "processes": int, "started": str}  # of run.json
 

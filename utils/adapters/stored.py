@@ -18,7 +18,7 @@ from utils.run.jsonl import parse
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from utils.cli import Problems
+    from utils.run.ending import Problems
 
 CONFIG, PREFIX = "adapter_config.json", "base_model.model."  # PREFIX: before every name in peft's files
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
-    from utils.cli import Problems
+    from utils.run.ending import Problems
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from utils.run.jsonl import parse
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from utils.cli import Problems
+    from utils.run.ending import Problems
 
 
 def check_model(name: str | None, flag: str, problems: Problems) -> None:

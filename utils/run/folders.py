@@ -22,7 +22,7 @@ from utils.run.ending import fail
 from utils.run.jsonl import parse
 
 if TYPE_CHECKING:
-    from utils.cli import Problems
+    from utils.run.ending import Problems
 
 WHOLE = "run.json"  # written last: a folder that holds it is whole
 STATE = "state"  # a training's state, in its partial folder, until the model has its name
