@@ -14,8 +14,8 @@ what a model has more than the retrained one:
 
 Numbers are means over worlds with 95 % intervals of Student's t; a world is one observation. A star: the
 method differs from the twin, paired by world, with its whole interval. Steps run in warm processes, one per
-core; a run that was stopped goes on. Written to --save_dir: probes.csv (each world's numbers), table.csv,
-table.md and the models.
+core; a run that was stopped goes on. Written to --save_dir: probes.csv (each world's numbers and verdicts),
+table.csv, verdicts.csv, both as text in table.md, and the models.
 """
 
 from __future__ import annotations
@@ -130,7 +130,8 @@ def all_steps(args) -> list[Step]:
 
 # ---------------------------------------------------------------- numbers
 def numbers(model: Path, probes: Sequence[str]) -> list[dict]:
-    """In points: what a model has more than the retrained one, by probe, condition and kind of question."""
+    """In points: what a model has more than the retrained one, by probe, condition and kind of question; and
+    the verdict of this world alone."""
     found = []
     for probe in probes:
         for f in checkpoint.read_json(model / "probes" / probe / "results.json")["findings"]:
@@ -144,8 +145,8 @@ def numbers(model: Path, probes: Sequence[str]) -> list[dict]:
                 value = f["beyond"]["value"]
             asked = ", ".join(filter(None, (f["modality"], f["task"].replace("classification", ""))))
             about = {"probe": probe, "condition": f["condition"], "asked": asked}
-            if value is not None:
-                found.append(about | {"value": scale * value})
+            number = math.nan if value is None else scale * value
+            found.append(about | {"value": number, "verdict": f["verdict"].rpartition(": ")[2]})
     return found
 
 
@@ -168,7 +169,7 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
-    for place, part in found.groupby(PLACE, sort=False):
+    for place, part in found.dropna(subset="value").groupby(PLACE, sort=False):
         by_world = part.pivot_table(index="world", columns="model", values="value")
         for model in dict.fromkeys(found.model):
             if model not in by_world:
@@ -205,6 +206,13 @@ def remark(found: pd.DataFrame) -> str:
     return f"{text}; by chance about {len(of) / 20:.0f} would"
 
 
+def verdicts(found: pd.DataFrame) -> pd.DataFrame:
+    """How often each verdict was given in a single world, by probe and model. The twin's show how often it
+    errs with so few people."""
+    rows = found.groupby(["probe", "verdict", "model"], sort=False).size().unstack("model", fill_value=0)
+    return rows[[name for name in dict.fromkeys(found.model) if name in rows]].reset_index()
+
+
 def main(args) -> None:
     import pandas as pd
 
@@ -223,10 +231,12 @@ def main(args) -> None:
         frame.to_csv(args.save_dir / "probes.csv", index=False)
         found = table(frame)
         found.to_csv(args.save_dir / "table.csv", index=False)
-        (args.save_dir / "table.md").write_text(shown(found) + "\n", encoding="utf-8")
-    print(shown(found))
-    print(remark(found))
-    print(f"saved {args.save_dir}: probes.csv, table.csv, table.md")
+        told = verdicts(frame)
+        told.to_csv(args.save_dir / "verdicts.csv", index=False)
+        text = f"{shown(found)}\n\n{remark(found)}\n\n{told.to_markdown(index=False)}\n"
+        (args.save_dir / "table.md").write_text(text, encoding="utf-8")
+    print(text)
+    print(f"saved {args.save_dir}: probes.csv, table.csv, verdicts.csv, table.md")
 
 
 if __name__ == "__main__":

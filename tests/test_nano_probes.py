@@ -1,6 +1,7 @@
 """Probes over worlds: steps that can be taken, the control beside them, and a table by hand."""
 
 import json
+import math
 import sys
 
 import pandas as pd
@@ -59,7 +60,8 @@ def test_numbers_are_what_a_model_has_more_than_the_retrained_one(tmp_path):
     }  # fmt: skip
     for name, findings in kinds.items():
         (folder := tmp_path / "probes" / name).mkdir(parents=True)
-        found = [{"modality": "image", "task": "classification", "values": {}} | f for f in findings]
+        about = {"modality": "image", "task": "classification", "values": {}, "verdict": "1.0: so it is"}
+        found = [about | f for f in findings]
         (folder / "results.json").write_text(json.dumps({"findings": found}))
     found = probes.numbers(tmp_path, list(kinds))
     assert {(f["probe"], f["condition"], f["asked"]): f["value"] for f in found} == {
@@ -68,7 +70,8 @@ def test_numbers_are_what_a_model_has_more_than_the_retrained_one(tmp_path):
     }  # fmt: skip
     with edited(tmp_path / "probes/depth/results.json") as content:
         content["findings"][0]["values"]["net"] = None
-    assert probes.numbers(tmp_path, ["depth"]) == []
+    (depth,) = probes.numbers(tmp_path, ["depth"])
+    assert math.isnan(depth["value"]) and depth["verdict"] == "so it is"
 
 
 def test_an_interval_of_students_t():
@@ -94,6 +97,11 @@ def test_the_table_by_hand(capsys):
     assert (twin["more"], twin["low"] < 0 < twin["high"]) == (0, True) and other["low"] > 0
     lines = probes.shown(found).splitlines()
     assert "12.0 [7.0, 17.0] *" in lines[2] and "0.0 [-2.5, 2.5]" in lines[2] and "*" not in lines[3]
+    told = probes.verdicts(pd.DataFrame(rows).assign(verdict=["hidden", "kept", "kept"] * 3))
+    assert told.to_dict("records") == [
+        {"probe": "relearn", "verdict": "hidden", "GA": 1, "twin": 2},
+        {"probe": "relearn", "verdict": "kept", "GA": 2, "twin": 4},
+    ]
     assert probes.remark(found).startswith("twin: 1 of 2 numbers differ")
 
 
