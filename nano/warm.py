@@ -85,15 +85,26 @@ def quietly(log: Path, argv: Sequence[str], then: Callable[[], None] | None) -> 
     return time.monotonic() - began, failed
 
 
+def warm_up() -> None:
+    """Import what most commands need, while a process has nothing else to do."""
+    import accelerate  # noqa: F401
+    from transformers import (  # noqa: F401  # noqa: F401
+        AutoModelForImageTextToText,
+        AutoProcessor,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
+
+
 # ---------------------------------------------------------------- all of them
 class Crew:
     """Warm processes, each with one thread for arithmetic, so that the numbers are the same on any number of
-    cores."""
+    cores. warm: import torch in all of them at once; False for steps that do without."""
 
-    def __init__(self, processes: int, logs: Path):
+    def __init__(self, processes: int, logs: Path, warm: bool = True):
         os.environ["OMP_NUM_THREADS"] = "1"
         self.pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
-        self.processes, self.logs = processes, logs
+        self.processes, self.logs, self.warm = processes, logs, warm
 
     def __enter__(self) -> Crew:
         self.before = signal.signal(signal.SIGTERM, _stop)
@@ -120,6 +131,8 @@ class Crew:
         live = sys.stderr.isatty()
         total, past = sum(one.seconds for one in waiting), 0.0
         form = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}"
+        for _ in waiting[: self.processes] if self.warm else ():
+            self.pool.submit(warm_up)  # also those that wait for the first step's result
         with tqdm(total=total, bar_format=form, mininterval=0, disable=not waiting) as bar:
             while waiting or running:
                 for one in [w for w in waiting if _can_start(w, waiting, running.values())]:

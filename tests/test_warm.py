@@ -39,7 +39,7 @@ def script(tmp_path) -> Path:
 
 def run(steps, folder, ended=lambda *_: None) -> list[str]:
     names = []
-    with Crew(1, folder / "logs") as crew:
+    with Crew(1, folder / "logs", warm=False) as crew:
         crew.run(steps, lambda one, seconds: (names.append(one.name), ended(one, seconds)))
     return names
 
