@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from eval.results.depth import NOTHING_LACKS
 from nano.settings import DEMOS, Demo
 from nano.steps import results, steps
 from nano.warm import Crew, Step, step
@@ -136,9 +137,9 @@ def numbers(model: Path, probes: Sequence[str]) -> list[dict]:
     for probe in probes:
         for f in checkpoint.read_json(model / "probes" / probe / "results.json")["findings"]:
             values, scale = f["values"], 1 if f["number"] == "accuracy" else 100
-            if probe == "depth":
-                value = values["net"] and values["net"]["value"] - 1
-                scale = 100
+            if probe == "depth":  # of what the retrained model lacks, if that is anything
+                lacks_nothing = not values["net"] or f["verdict"].endswith(NOTHING_LACKS)
+                value, scale = None if lacks_nothing else values["net"]["value"] - 1, 100
             elif probe == "rings":
                 value = values["model"]["value"] - values["reference"]["value"]
             else:
@@ -151,13 +152,13 @@ def numbers(model: Path, probes: Sequence[str]) -> list[dict]:
 
 
 def estimate(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % interval of Student's t over worlds. With one value, or all the same, there is no
-    spread to go by: the interval is of no width."""
+    """Mean and 95 % interval of Student's t over worlds; NaN for the interval of one value. Where all are the
+    same there is no spread to go by, and the interval has no width."""
     from scipy.stats import t
 
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
-        return mean, mean, mean
+        return mean, math.nan, math.nan
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
     reach = t.ppf(0.975, len(values) - 1) * math.sqrt(variance / len(values))
     return mean, mean - reach, mean + reach
@@ -192,7 +193,8 @@ def shown(found: pd.DataFrame) -> str:
         apart = row.get("twin_low", 0) > 0 or row.get("twin_high", 0) < 0
         place = tuple(row[name] for name in PLACE)
         of = cells.setdefault(place, dict(zip(PLACE, place, strict=True)))
-        of[row["model"]] = "{more:z.1f} [{low:z.1f}, {high:z.1f}]".format(**row) + " *" * apart
+        text = "{more:z.1f} [{low:z.1f}, {high:z.1f}]" if row["worlds"] > 1 else "{more:z.1f}"
+        of[row["model"]] = text.format(**row) + " *" * apart
     from tabulate import tabulate
 
     return tabulate([*cells.values()], "keys", "github", disable_numparse=True)

@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT, edited, load_script
 
+from eval.results.depth import NOTHING_LACKS
+
 probes = load_script("nano/probes.py")
 
 
@@ -68,10 +70,12 @@ def test_numbers_are_what_a_model_has_more_than_the_retrained_one(tmp_path):
         ("quantise", "4 bits", "image"): 12.5, ("memorisation", "probability", "image"): -25.0,
         ("depth", "depth", "image"): -25.0, ("rings", "others", "image"): -5.0,
     }  # fmt: skip
-    with edited(tmp_path / "probes/depth/results.json") as content:
-        content["findings"][0]["values"]["net"] = None
-    (depth,) = probes.numbers(tmp_path, ["depth"])
-    assert math.isnan(depth["value"]) and depth["verdict"] == "so it is"
+    for change, said in (({"verdict": f"depth 0.2: {NOTHING_LACKS}"}, NOTHING_LACKS),
+                         ({"values": {"net": None}, "verdict": "depth: so it is"}, "so it is")):  # fmt: skip
+        with edited(tmp_path / "probes/depth/results.json") as content:
+            content["findings"][0] |= change
+        (depth,) = probes.numbers(tmp_path, ["depth"])
+        assert math.isnan(depth["value"]) and depth["verdict"] == said
 
 
 def test_an_interval_of_students_t():
@@ -79,7 +83,9 @@ def test_an_interval_of_students_t():
     mean, low, high = probes.estimate([1.0, 2.0, 3.0, 4.0, 5.0])
     reach = 2.7764 * 1.58114 / 5**0.5
     assert (mean, low, high) == pytest.approx((3, 3 - reach, 3 + reach), abs=1e-3)
-    assert probes.estimate([2.0, 2.0]) == (2, 2, 2) and probes.estimate([7.0]) == (7, 7, 7)
+    assert probes.estimate([2.0, 2.0]) == (2, 2, 2)
+    mean, *bounds = probes.estimate([7.0])
+    assert mean == 7 and all(map(math.isnan, bounds))
 
 
 def test_the_table_by_hand(capsys):
