@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_metrics import prediction
 
-from eval.results.intervals import interval, paired, rounded, scores_by_place
+from eval.results.intervals import interval, paired, rounded, scores_by_place, tail
 from eval.results.summary import paired_differences, summarise
 
 
@@ -30,8 +30,8 @@ def pairs(right):
 
 # ---------------------------------------------------------------- one number
 def test_a_binomial():
-    """10 of 20 people right: quantiles of Binomial(20, 1/2), P(X <= 5) = 0.021, P(X <= 6) = 0.058."""
-    assert interval(pairs([[1]] * 10 + [[0]] * 10)) == (30.0, 70.0)
+    """10 of 20 people right: quantiles at 1.6 % of Binomial(20, 1/2), P(X <= 4) = 0.006, P(X <= 5) = 0.021."""
+    assert interval(pairs([[1]] * 10 + [[0]] * 10)) == (25.0, 75.0)
 
 
 def test_many_people_with_one_question_each():
@@ -59,18 +59,26 @@ def test_against_a_bootstrap_by_hand():
     for _ in range(4000):
         chosen = draw.integers(30, size=30)
         numbers.append(100 * sum(right[i].sum() for i in chosen) / sum(len(right[i]) for i in chosen))
-    expected = np.quantile(numbers, [0.025, 0.975])
+    expected = np.percentile(numbers, [tail(30), 100 - tail(30)])
     assert interval(pairs(right)) == pytest.approx(tuple(expected), abs=0.8)
 
 
-def test_coverage():
-    """Of 150 draws of 25 people out of a known population, about 95 % of the intervals hold its mean."""
+@pytest.mark.parametrize("people", [6, 25])
+def test_coverage(people):
+    """Of 150 draws of people out of a known population, about 95 % of the intervals hold its mean."""
     draw, held = np.random.default_rng(7), 0
     for _ in range(150):
-        right = draw.random((25, 5)) < draw.beta(2, 2, size=(25, 1))
+        right = draw.random((people, 5)) < draw.beta(2, 2, size=(people, 1))
         low, high = interval(pairs(right))
         held += low <= 50 <= high
-    assert 0.88 <= held / 150 <= 0.99
+    assert 0.9 <= held / 150 <= 0.99
+
+
+def test_what_is_left_out_by_hand():
+    """4 people: Student's t of 3 degrees 3.1824, √(4/3) wider 3.6748, beyond which 0.000119 of a normal curve
+    lies; of very many 2.5 %."""
+    assert tail(4) == pytest.approx(0.0119, abs=1e-4)
+    assert tail(100_000) == pytest.approx(2.5, abs=1e-3) and tail(2) < tail(3) < tail(4) < tail(5) < 0.1
 
 
 def test_the_order_of_the_lines_does_not_matter():
@@ -97,7 +105,7 @@ def test_summarise_gives_people_and_interval():
         "total": 20,
         "accuracy": 50.0,
         "people": 20,
-        "interval": [30.0, 70.0],
+        "interval": [25.0, 75.0],
         "unreadable": 20,
         "chance": 50.0,
     }
@@ -109,7 +117,7 @@ def test_summarise_gives_people_and_interval():
 def test_differences_are_paired_over_people():
     """Vanilla all right, the method wrong on 10 of 20 people: -50 and the same quantiles as above."""
     vanilla, own = answers([[1]] * 20), answers([[0]] * 10 + [[1]] * 10)
-    found = {"difference": -50.0, "interval": [-70.0, -30.0], "people": 20, "questions": 20}
+    found = {"difference": -50.0, "interval": [-75.0, -25.0], "people": 20, "questions": 20}
     assert paired_differences(own, vanilla) == {"forget": {"classification": {"image": found}}}
     assert paired_differences(reversed(own), iter(vanilla)) == paired_differences(own, vanilla)
 

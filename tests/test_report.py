@@ -237,8 +237,8 @@ def test_an_unclear_difference_has_no_colour_and_small_splits_are_told(runs, mad
     text, page = make(runs, methods=("small/vanilla", "small/few"))
     results = loaded(runs, "small/vanilla", "small/few")
     found = difference(results[1], results[0], "retain", METRICS["vqa"])
-    assert found.difference == -10 and found.interval == [-30.0, 0.0]
-    assert re.search(r'class="difference">-10\.0 <span class="interval">\[-30\.0, 0\.0\]', text)
+    assert found.difference == -10 and found.interval == [-40.0, 0.0]
+    assert re.search(r'class="difference">-10\.0 <span class="interval">\[-40\.0, 0\.0\]', text)
     warnings = [line for line in remarks(results) if line.startswith("warning: retain")]
     assert len(warnings) == 1 and " ".join(warnings[0].removeprefix("warning: ").split()) in page.words
     # where all are worse, the colour says so
@@ -273,11 +273,11 @@ def test_a_verdict_per_method_with_intervals(told):
         in page.words
     )
     card = page.table("Pictures of people outside")
-    assert card["Their pictures, as trained on"] == ["100 → 20 %", "-5 [-18, 8] to retrained 25", "as wanted"]
+    assert card["Their pictures, as trained on"] == ["100 → 20 %", "-5 [-20, 10] to retrained 25", "as wanted"]
     assert card["Pictures of people outside"] == ["100 → 80 %", "-20 [-30, -10] to vanilla", "damage"]
     assert "Time: 3 min 25 s with its mask; retraining: 4 min 5 s." in page.words
     assert "12 of 42 people to forget" in page.words and "model hub/llava-1.5-7b" in page.words
-    assert "There are 75 points [67, 85] to forget in pictures" in page.words
+    assert "There are 75 points [65, 87] to forget in pictures" in page.words
     words = {f.word for r in results[1:4] for f in findings(r, results)}
     assert words == {"too far", "not yet", "at its level", "kept", "damage"}
     for word in ("too far", "not yet", "damage"):
@@ -288,8 +288,8 @@ def test_a_verdict_per_method_with_intervals(told):
 def test_rows_say_what_each_model_answers_and_words_only_of_methods(told):
     _, text, page = told
     rows = page.table("retrained")
-    assert rows["GA"][0] == "0 [0, 0] too far" and rows["GA"][3] == "50 [47, 53] damage"
-    assert rows["vanilla"][0] == "100 [100, 100]" and rows["retrained"][1] == "25 [20, 30]"
+    assert rows["GA"][0] == "0 [0, 0] too far" and rows["GA"][3] == "50 [46, 54] damage"
+    assert rows["vanilla"][0] == "100 [100, 100]" and rows["retrained"][1] == "25 [20, 32]"
     table = text[text.index('id="rows"') : text.index("</table>", text.index('id="rows"'))]
     names = re.findall(r'<td data-name="([^"]+)" data-value="[\d.]+"', table)
     assert len(names) == 5 * 6 and names[:6] == names[6:12], "for phones, where a row is a card"

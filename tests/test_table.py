@@ -193,7 +193,7 @@ def test_the_long_table_has_one_row_per_number(runs, capsys):
     assert data.loc[data.vanilla, "method"].unique().tolist() == ["vanilla"] and not data.retrained.any()
     run(capsys, answered(runs / "more/vanilla", [0] * 10 + [1] * 10), "--long", runs / "long.csv")
     (row,) = pd.read_csv(runs / "long.csv").to_dict("records")
-    assert (row["low"], row["high"], row["people"]) == (30.0, 70.0, 20)
+    assert (row["low"], row["high"], row["people"]) == (25.0, 75.0, 20)
 
 
 def test_latex_marks_closeness_to_retrained(runs):
@@ -244,29 +244,29 @@ def test_cells_have_the_interval_of_the_difference(pair, tmp_path, capsys):
 
     out = run(capsys, *pair, "--csv", tmp_path / "t.csv")
     # 10 of 20 people lost: quantiles of Binomial(20, 1/2)
-    assert "50.0 (10/20) -50.0 [-70.0, -30.0] |" in out
+    assert "50.0 (10/20) -50.0 [-75.0, -25.0] |" in out
     assert "100.0 (20/20) [100.0, 100.0] |" in out
     assert "[low, high]: 95 % bootstrap over people" in out
     row = pd.read_csv(tmp_path / "t.csv", index_col="method").loc["GA"]
-    named = {"low": 30, "high": 70, "difference": -50, "difference_low": -70, "difference_high": -30}
+    named = {"low": 25, "high": 75, "difference": -50, "difference_low": -75, "difference_high": -25}
     assert {name: row[f"forget_vqa_{name}"] for name in named} == named
     assert "[" not in run(capsys, write(tmp_path / "old/vanilla"), write(tmp_path / "old/GA"))
 
 
 def test_without_vanilla_cells_have_their_own_interval(pair, capsys):
-    assert "50.0 (10/20) [30.0, 70.0] |" in run(capsys, pair[1])
+    assert "50.0 (10/20) [25.0, 75.0] |" in run(capsys, pair[1])
 
 
 def test_result_and_difference(pair):
     vanilla, ga = load(*pair)
     vqa = METRICS["vqa"]
-    assert (ga.interval("forget", vqa), ga.people("forget", vqa)) == ((30.0, 70.0), 20)
-    assert difference(ga, vanilla, "forget", vqa) == Difference(-50.0, [-70.0, -30.0], 20, 20)
+    assert (ga.interval("forget", vqa), ga.people("forget", vqa)) == ((25.0, 75.0), 20)
+    assert difference(ga, vanilla, "forget", vqa) == Difference(-50.0, [-75.0, -25.0], 20, 20)
     assert difference(ga, vanilla, "retain", vqa) is None and ga.interval("retain", vqa) is None
     old = load(*pair)[1]  # a results.json written without intervals: the answers have them
     for name in ("interval", "people"):
         del old.splits["forget"]["classification"]["image"][name]
-    assert (old.interval("forget", vqa), old.people("forget", vqa)) == ((30.0, 70.0), 20)
+    assert (old.interval("forget", vqa), old.people("forget", vqa)) == ((25.0, 75.0), 20)
 
 
 def test_intervals_are_computed_once(pair, monkeypatch):

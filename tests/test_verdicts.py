@@ -133,7 +133,7 @@ def test_words_by_intervals(runs):
     assert standing(findings(by_name["GA"], results)) == "too far"
     assert sentence(by_name["MMUnlearner"], results) == (
         "MMUnlearner answers pictures of the people to forget like a model that never saw them (difference"
-        " -5 [-18, 8] points)."
+        " -5 [-20, 10] points)."
         " It kept the same people in text, others' pictures and others in text."
         " It lost 20 points [10, 30] on pictures of people outside."
     )
@@ -207,7 +207,7 @@ def test_the_compact_table(runs, capsys):
         "MMUnlearner 20 27 98 100 100 80 at its level 3 min 5 s",
         "retrained 25 25 100 100 100 100 – 4 min 5 s",
     ]
-    assert "There are 75 points [67, 85] to forget in pictures (vanilla 100, retrained 25)." in out
+    assert "There are 75 points [65, 87] to forget in pictures (vanilla 100, retrained 25)." in out
     assert "% right of 4 options (chance 25); one forget question is 1.67 points." in out
     assert "MMUnlearner answers pictures" in out and "GA knows" not in out
     assert "|" not in out, "the wide tables are not printed"

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.results.intervals import LEVEL, interval_of_sums
+from eval.results.intervals import interval_of_sums, tail
 from eval.tasks import TASKS
 from utils import checkpoint
 
@@ -54,8 +54,9 @@ class Estimate:
         """The first value, of everybody drawn once, with the interval of the others, NaN left out."""
         import numpy as np
 
-        known, tail = values[1:][~np.isnan(values[1:])], 50 * (1 - LEVEL)
-        bounds = np.percentile(known, [tail, 100 - tail]) if people > 1 and known.size else None
+        known = values[1:][~np.isnan(values[1:])]
+        share = tail(people) if people > 1 and known.size else None
+        bounds = None if share is None else np.percentile(known, [share, 100 - share])
         tidy = lambda value: round(float(value), 4) + 0.0  # no minus zero
         return cls(tidy(values[0]), None if bounds is None else [tidy(bound) for bound in bounds])
 
