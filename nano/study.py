@@ -6,13 +6,13 @@ that was retrained without the pictures.
         --lrs 2e-5,3e-5,5e-5,8e-5 --seeds 0,1,2 --retain_fractions 25
 
 A method is a script's name; with a mask, the part and how it is made follow: manifold:both:log_odds (ce, the
-paper's, where nothing is said; log_odds; topk and random of the same sparsity). Behind these, -t4 is the
-threshold 4, and -all preserves everybody to retain, also whom the method is not shown. manifold:both*6 trains
-for six epochs, GA_Diff@1e-5/2e-5 has learning rates of its own, GA_Diff+text trains on the text questions
-that masks preserve as well (--retain_text), manifold:vision+inside takes retain steps inside the mask, too
-(--mask_retain). Every run is the script's own, followed by the evaluation by
-likelihood, in warm processes on all cores; a study that was stopped goes on, and runs that are there are not
-repeated. Choose settings on some seeds and report others.
+paper's, where nothing is said; log_odds; fisher; topk and random of the same sparsity). Behind these, -t4 is
+the threshold 4, and -all preserves everybody to retain, also whom the method is not shown. manifold:both*6
+trains for six epochs, GA_Diff@1e-5/2e-5 has learning rates of its own, GA_Diff+text trains on the text
+questions that masks preserve as well (--retain_text), manifold:vision+inside takes retain steps inside the
+mask, too (--mask_retain). Every run is the script's own, followed by the evaluation by likelihood, in warm
+processes on all cores; a study that was stopped goes on, and runs that are there are not repeated. Choose
+settings on some seeds and report others.
 
 Written to --save_dir: runs.csv (right answers per run and ring), equal.csv (kept at equal forgetting, and its
 difference to the first method, with intervals; nano/curves.py), study.png, and the runs' own folders.
@@ -48,6 +48,7 @@ FORGOTTEN = "forgotten pictures"
 KINDS = {  # of masks, with the flags that make them
     "ce": [],
     "log_odds": ["--saliency", "log_odds"],
+    "fisher": ["--saliency", "fisher"],
     "topk": ["--mask_kind", "topk"],
     "random": ["--mask_kind", "random"],
 }
@@ -266,6 +267,8 @@ class Study:
         for one in self.args.methods:
             forgotten = self.path(one, FORGOTTEN)
             for ring in (r for r in RINGS if r in self.vanilla and r != FORGOTTEN):
+                several = [n for n in (len(self.args.seeds), len(self.vanilla[ring])) if n > 1]
+                interval = partial(curves.interval, number=min(several, default=1))
                 kept = self.path(one, ring)
                 pair = (
                     curves.at_equal_forgetting(forgotten, kept, level),
@@ -276,11 +279,9 @@ class Study:
                 row |= {"vanilla": self.mean(ring, [self.vanilla])[0]}
                 row |= {"retrained": self.mean(ring, [self.retrained])[0]}
                 for name, ours, theirs in zip(("kept", "area"), pair, base):
-                    row |= dict(
-                        zip((name, f"{name}_low", f"{name}_high"), curves.interval(ours), strict=True)
-                    )
+                    row |= dict(zip((name, f"{name}_low", f"{name}_high"), interval(ours), strict=True))
                     columns = (f"{name}_more", f"{name}_more_low", f"{name}_more_high")
-                    row |= dict(zip(columns, curves.interval(ours - theirs), strict=True))
+                    row |= dict(zip(columns, interval(ours - theirs), strict=True))
                 found.append({k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()})
         return found
 

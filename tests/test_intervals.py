@@ -30,7 +30,7 @@ def pairs(right):
 
 # ---------------------------------------------------------------- one number
 def test_a_binomial():
-    """10 of 20 people right: quantiles at 1.6 % of Binomial(20, 1/2), P(X <= 4) = 0.006, P(X <= 5) = 0.021."""
+    """10 of 20 people right: quantiles at 1.6 % of Binomial(20, 1/2); P(X <= 4) = 0.006, P(X <= 5) = 0.02."""
     assert interval(pairs([[1]] * 10 + [[0]] * 10)) == (25.0, 75.0)
 
 

@@ -273,7 +273,8 @@ def test_a_verdict_per_method_with_intervals(told):
         in page.words
     )
     card = page.table("Pictures of people outside")
-    assert card["Their pictures, as trained on"] == ["100 → 20 %", "-5 [-20, 10] to retrained 25", "as wanted"]
+    told = ["100 → 20 %", "-5 [-20, 10] to retrained 25", "as wanted"]
+    assert card["Their pictures, as trained on"] == told
     assert card["Pictures of people outside"] == ["100 → 80 %", "-20 [-30, -10] to vanilla", "damage"]
     assert "Time: 3 min 25 s with its mask; retraining: 4 min 5 s." in page.words
     assert "12 of 42 people to forget" in page.words and "model hub/llava-1.5-7b" in page.words
