@@ -21,6 +21,7 @@ if [ "${1:-}" = short ]; then
 fi
 seeds=10,11,12,13,14,15
 more="$few,manifold:both:log_odds@$fewer,$part"
-study 25 $seeds "$more,GA_Diff+text@$plain,manifold:both:random@$masked,manifold:both:topk@$masked"
+masks="manifold:both:random@$masked,manifold:both:topk@$masked,manifold:both:fisher@$masked"
+study 25 $seeds "$more,GA_Diff+text@$plain,$masks"
 study 100 10,11,12 "GA_Diff@8e-5/1.6e-4/3.2e-4,manifold:both@$fewer,$vision/8e-4"
 study 10 10,11,12 "$more"
