@@ -15,7 +15,7 @@ from eval.tasks import FACTUALITY, METRICS, Metric
 NANO_REMARK = (
     "Nano numbers come from a toy model and drawn people; they say nothing about the published benchmarks."
 )
-FEW_PEOPLE = 10  # with fewer an interval is clearly too narrow: docs/reproducing.md
+FEW_PEOPLE = 6  # with fewer an interval is too narrow: docs/reproducing.md
 
 
 def remarks(results: Sequence[Result]) -> list[str]:
