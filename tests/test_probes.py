@@ -421,15 +421,21 @@ def test_membership_and_memorisation_measure_each_model_once(models, monkeypatch
     answer, seen = TokenWorker.answer, []
     monkeypatch.setattr(TokenWorker, "answer", lambda self, s: seen.append(len(s)) or answer(self, s))
     found = probe("membership", models)
-    assert sum(seen) == 2 * 4 * 20  # options of two people's ten questions, of two models
+    # of two models, the options of two people's ten questions, and their right answers about other pictures
+    assert sum(seen) == 2 * (4 * 20 + 10)
     names = ["loss", "zlib", "min_k", "min_k++", "reference"]
+    kinds = [("image", ""), ("image", ", other pictures"), ("text", "")]
     assert [(f["modality"], f["condition"]) for f in found["findings"]] == [
-        (modality, name) for modality in ("image", "text") for name in names
+        (modality, name + against) for modality, against in kinds for name in names
     ]
+    lines = (models / "unlearned/probes/membership/tokens.jsonl").read_text().splitlines()[1:]
+    measured = [key for line in lines for key in json.loads(line)]
+    unseen = [key.rpartition("/")[0] for key in measured if key.startswith("test/")]
+    assert len(unseen) == len(set(unseen)) == 10, "of other pictures the right answer alone"
     for f in found["findings"]:
         assert f["beyond"] == {"value": 0, "interval": [0, 0]} and f["values"]["privleak"] == 0
         assert f["verdict"].endswith(": as in the retrained model")
-        assert f["values"]["auc"]["value"] == 0.5 or f["condition"] != "reference"
+        assert f["values"]["auc"]["value"] == 0.5 or not f["condition"].startswith("reference")
     seen.clear()
     again = probe("membership", models, "--batch_size", 3)
     assert not seen and again["findings"] == found["findings"]

@@ -134,9 +134,7 @@ def meaning(results: Sequence[Result], shown: Sequence[Aim]) -> list[str]:
     people = [r.people("forget", METRICS["vqa"]) for r in results]
     few = min(filter(None, people), default=FEW_PEOPLE)
     if few < FEW_PEOPLE:
-        lines.append(
-            f"Only {few} people to forget: such intervals [low, high] err more often than they say."
-        )
+        lines.append(f"Only {few} people to forget: such intervals [low, high] err more often than they say.")
     if any(r.is_nano for r in results):
         lines.append(NANO_REMARK)
     return lines
