@@ -67,6 +67,7 @@ def parse_args(argv: list[str] | None = None):
         "--workers", type=cli.number(int, 1, 64), default=os.cpu_count(), help="default: one per core"
     )
     args = cli.parse(p, argv)
+    args.worlds, args.methods = list(dict.fromkeys(args.worlds)), list(dict.fromkeys(args.methods))
     known = DEMOS[args.benchmark].methods
     for name in [name for name in args.methods if name not in known]:
         args.problems.add(f"--methods: {name} is none of {', '.join(known)}")

@@ -114,7 +114,7 @@ def test_the_table_by_hand(capsys):
 def test_wrong_input_is_one_line(tmp_path, capsys):
     for flags, said in (
         (["--methods", "GA,magic"], "--methods: magic is none of GA"),
-        (["--worlds", "1"], "--worlds: an interval needs at least two"),
+        (["--worlds", "1,1"], "--worlds: an interval needs at least two"),
         (["--save_dir", "/proc/nowhere"], "--save_dir: /proc/nowhere cannot be written"),
     ):
         with pytest.raises(SystemExit) as end:
