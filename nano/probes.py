@@ -73,8 +73,8 @@ def parse_args(argv: list[str] | None = None):
         args.problems.add(f"--methods: {name} is none of {', '.join(known)}")
     if len(args.worlds) < 2:
         args.problems.add("--worlds: an interval needs at least two")
-    if args.save_dir and (why := folders.why_not_written(args.save_dir)):
-        args.problems.add(f"--save_dir: {args.save_dir} {why}")
+    if args.save_dir:
+        folders.check_writable(args.save_dir, "--save_dir", args.problems)
     args.problems.stop()
     args.save_dir = args.save_dir.resolve()
     return args

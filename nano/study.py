@@ -26,7 +26,7 @@ import os
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ from nano.settings import RATIO, evaluation
 from nano.warm import Crew, Step, step
 from utils import checkpoint, cli
 from utils.benchmark import NANO, given_people
+from utils.run import folders
 
 FORGOTTEN = "forgotten pictures"
 KINDS = {  # of masks, with the flags that make them
@@ -101,39 +102,59 @@ def method(text: str) -> Method | cli.Bad:
     known = base in KINDS and all(re.fullmatch(r"all|t[\d.]+", word) for word in words)
     if part not in ("", "language", "vision", "both") or (part and not known):
         return cli.Bad(f"'{text}': masks are language, vision or both, made by {', '.join(KINDS)}[-all][-t4]")
-    return Method(script, part, kind, tuple(lrs.split("/")) if lrs else (), epochs, tuple(more))
+    lrs, epochs_given = RATES(lrs.replace("/", ",")) if lrs else [], EPOCHS(epochs) if epochs else epochs
+    if bad := [x for x in (lrs, epochs_given) if isinstance(x, cli.Bad)]:
+        return bad[0]
+    return Method(script, part, kind, tuple(lrs), epochs, tuple(more))
 
 
-def methods(text: str) -> list[Method] | cli.Bad:
-    found = [method(word) for word in text.split(",") if word]
-    return next((m for m in found if isinstance(m, cli.Bad)), found)
+def several(convert: Callable) -> Callable:
+    """A converter for comma-separated words, each once, that `convert` takes; they stay as they were
+    written, for they name folders."""
+
+    def converted(text: str):
+        words = [word for word in dict.fromkeys(text.split(",")) if word]
+        bad = [found for found in map(convert, words) if isinstance(found, cli.Bad)]
+        return bad[0] if bad else words or cli.Bad("names none")
+
+    return converted
 
 
-def parse_args():
+RATES, EPOCHS = several(cli.number(float, 0, 1, above=True)), cli.number(int, 1, 1000)
+METHODS = several(method)
+
+
+def parse_args(argv: list[str] | None = None):
     p = cli.parser(__doc__)
-    words = lambda text: [word for word in text.split(",") if word]
-    p.add_argument("--save_dir", required=True, type=Path, help="folder for the runs, tables and the figure")
     p.add_argument(
-        "--nano", type=Path, default=ROOT / "runs/nano", help="what demo.sh made; default runs/nano"
+        "--save_dir", required=True, type=cli.path, help="folder for the runs, tables and the figure"
+    )
+    p.add_argument(
+        "--nano", type=cli.path, default=ROOT / "runs/nano", help="what demo.sh made; default runs/nano"
     )
     p.add_argument(
         "--methods",
-        type=methods,
-        default=methods("GA_Diff,manifold:both"),
+        type=METHODS,
+        default=["GA_Diff", "manifold:both"],
         help="comma-separated; the others are compared with the first; default GA_Diff,manifold:both",
     )
     p.add_argument(
-        "--lrs", type=words, default=["2e-5", "4e-5", "8e-5"], help="learning rates of all methods"
+        "--lrs", type=RATES, default=["2e-5", "4e-5", "8e-5"], help="learning rates of all methods"
     )
-    p.add_argument("--seeds", type=words, default=["0", "1", "2"], help="of data order; default 0,1,2")
+    seeds = several(cli.number(int, 0, 2**32 - 1))
+    p.add_argument("--seeds", type=seeds, default=["0", "1", "2"], help="of data order; default 0,1,2")
     p.add_argument(
-        "--retain_fractions", type=words, default=["25"], help="percent of the people to retain; default 25"
-    )
-    p.add_argument("--num_epochs", default="2", help="default 2")
+        "--retain_fractions", type=several(cli.number(float, 0, 100, above=True)), default=["25"],
+        help="percent of the people to retain; default 25",
+    )  # fmt: skip
+    p.add_argument("--num_epochs", type=EPOCHS, default=2, help="default 2")
     p.add_argument(
         "--workers", type=cli.number(int, 1, 64), default=os.cpu_count(), help="default: one per core"
     )
-    args = cli.parse(p)
+    args = cli.parse(p, argv)
+    args.methods = [method(text) for text in args.methods]
+    if args.save_dir:
+        folders.check_writable(args.save_dir, "--save_dir", args.problems)
     for model in ("vanilla", "retrained"):
         if not (args.nano / model / "run.json").is_file():
             args.problems.add(f"--nano: {args.nano} holds no {model} model; run bash demo.sh first")
@@ -290,7 +311,7 @@ def main(args) -> None:
     import pandas as pd
 
     runs = [
-        Run(m, lr, m.epochs or args.num_epochs, seed, fraction)
+        Run(m, lr, m.epochs or str(args.num_epochs), seed, fraction)
         for fraction in args.retain_fractions
         for seed in args.seeds
         for m in args.methods

@@ -72,8 +72,8 @@ def parse_args(argv: list[str] | None = None):
         "--relearn_steps", type=whole(1, 1000), default=10, help="steps of relearning at lr 2e-4; default 10"
     )
     args = cli.parse(p, argv)
-    if args.save_dir and (why := folders.why_not_written(args.save_dir)):
-        args.problems.add(f"--save_dir: {args.save_dir} {why}")
+    if args.save_dir:
+        folders.check_writable(args.save_dir, "--save_dir", args.problems)
     args.problems.stop()
     return args
 

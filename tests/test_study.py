@@ -9,6 +9,7 @@ from conftest import load_script
 from eval.results.predictions import Prediction
 from eval.results.rings import RINGS, Rings
 from nano import curves
+from utils import cli
 
 study = load_script("nano/study.py")
 
@@ -103,11 +104,11 @@ def test_rings_of_damage():
 
 # ---------------------------------------------------------------- what is asked for
 def test_methods_are_scripts_with_masks_rates_and_epochs():
-    one, two = study.methods("GA_Diff@1e-5/2e-5,manifold:both:log_odds*6")
+    one, two = map(study.method, ("GA_Diff@1e-5/2e-5", "manifold:both:log_odds*6"))
     assert (one.name, one.lrs, one.epochs) == ("GA_Diff", ("1e-5", "2e-5"), "")
     assert (two.script, two.part, two.kind, two.epochs) == ("manifold", "both", "log_odds", "6")
-    assert study.methods("manifold:both")[0].name == "manifold:both"
-    text, wide = study.methods("GA_Diff+text@1e-5,manifold:both:ce-all-t4")
+    assert study.method("manifold:both").name == "manifold:both"
+    text, wide = map(study.method, ("GA_Diff+text@1e-5", "manifold:both:ce-all-t4"))
     assert text.more == ("text",) and text.name == "GA_Diff+text" and wide.kind == "ce-all-t4"
     for wrong in (
         "GA_Diff+else",
@@ -117,5 +118,19 @@ def test_methods_are_scripts_with_masks_rates_and_epochs():
         "manifold:all",
         "manifold:both:best",
         "manifold:both:ce:x",
+        "GA@fast",
+        "GA@1e-5/2",
+        "GA*0",
+        ",",
     ):
-        assert not isinstance(study.methods(wrong), list), wrong
+        assert isinstance(study.METHODS(wrong), cli.Bad), wrong
+
+
+def test_all_that_is_wrong_is_told_before_anything_runs(tmp_path, capsys):
+    (tmp_path / "file").write_text("thesis")
+    wrong = ["--seeds", "0,x", "--lrs", "0", "--retain_fractions", "101", "--num_epochs", "0"]
+    with pytest.raises(SystemExit) as end:
+        study.parse_args(["--save_dir", str(tmp_path / "file"), "--nano", str(tmp_path), *wrong])
+    said = capsys.readouterr().err.splitlines()
+    flags = ["--seeds", "--lrs", "--retain_fractions", "--num_epochs", "--save_dir", "--nano"]
+    assert end.value.code == 2 and {line.split()[1].rstrip(":") for line in said} == set(flags)

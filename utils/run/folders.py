@@ -172,7 +172,8 @@ def why_not_written(path: Path) -> str | None:
 
 def check_writable(folder: str | Path, flag: str, problems: Problems) -> None:
     """Add a problem unless files can be written in the folder, which need not be there yet."""
-    if why := why_not_written(Path(folder).resolve() / "x"):
+    where = Path(folder).resolve()
+    if why := "is a file" if where.exists() and not where.is_dir() else why_not_written(where / "x"):
         problems.add(f"{flag}: {folder} {why}")
 
 
