@@ -26,6 +26,7 @@ from eval.results.predictions import Prediction, read_predictions
 from eval.results.read import load_results
 from nano.settings import DEMOS, evaluation
 from utils import checkpoint, cli
+from utils.run import folders
 from utils.run.figures import INK, new_figure
 
 if TYPE_CHECKING:
@@ -38,11 +39,12 @@ SHOWN = {"vanilla": "vanilla", "manifold": "MMUnlearner", "retrained": "retraine
 
 def parse_args(argv: list[str] | None = None):
     p = cli.parser(__doc__)
-    p.add_argument("--save_path", required=True, help="PNG to write")
+    p.add_argument("--save_path", required=True, type=cli.path, help="PNG to write")
     p.add_argument(
         "--nano", type=Path, default=DEMOS["mllmu"].folder, help="what demo.sh made; default runs/nano"
     )
     args = cli.parse(p, argv)
+    folders.check_file(args.save_path, "--save_path", args.problems, ".png")
     for name in SHOWN:
         if not (evaluation(args.nano / name) / "results.json").is_file():
             args.problems.add(f"--nano: {args.nano} holds no evaluated {name} model; run bash demo.sh first")
@@ -131,7 +133,7 @@ def main(args) -> None:
     args.problems.stop()
     tradeoff = tradeoff_plot(results, "nano MLLMU-Bench, all questions", width=5, height=4.2)
     beside([figure, tradeoff]).save(drawn := io.BytesIO(), "PNG", optimize=True)
-    Path(args.save_path).parent.mkdir(parents=True, exist_ok=True)
+    args.save_path.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write_whole(Path(args.save_path), drawn.getvalue())
     print(f"saved {args.save_path}")
 

@@ -288,7 +288,11 @@ def test_every_command_asks_before_it_loads(nano, tiny, tmp_path, capsys):
     (thesis := tmp_path / "mine" / "zero_shot" / f"forget{RATIO}" / "thesis.tex").write_text("years of work")
     evaluation = ["--evaluated_model", tiny["llava"], "--data_split_dir", nano / "MLLMU-Bench"]
     evaluation += ["--forget_ratio", RATIO, "--output_dir"]
-    nowhere = "/proc/nowhere/x"
+    nowhere, evaluated = "/proc/nowhere/x", tmp_path / "evaluated"
+    for model in ("vanilla", "manifold", "retrained"):  # as demo.sh leaves them
+        (there := evaluated / model / "zero_shot/forget10").mkdir(parents=True)
+        (evaluated / model / "run.json").write_text("{}")
+        (there / "results.json").write_text("{}")
     commands = {
         "--output_dir": [
             ("eval/MLLMU_eval.py", *evaluation, tmp_path / "mine"),
@@ -299,12 +303,18 @@ def test_every_command_asks_before_it_loads(nano, tiny, tmp_path, capsys):
             ("nano/make_nano.py", "--save_dir", nowhere),
             ("nano/make_tiny_model.py", "--family", "llava", "--text", nano, "--save_dir", tmp_path / "mine"),
             ("data_process/download.py", "--benchmark", "mllmu", "--save_dir", nowhere),
+            ("nano/probes.py", "--save_dir", thesis),
+            ("nano/trust.py", "--save_dir", nowhere),
+            ("nano/study.py", "--nano", evaluated, "--save_dir", thesis),
         ],
         "--csv": [
             ("eval/table.py", tmp_path, "--csv", thesis),
             ("eval/forget_quality.py", tmp_path, "--csv", nowhere),
         ],
-        "--save_path": [("eval/report.py", tmp_path, "--save_path", thesis)],
+        "--save_path": [
+            ("eval/report.py", tmp_path, "--save_path", thesis),
+            ("nano/figures.py", "--nano", evaluated, "--save_path", thesis),
+        ],
         "--judge_cache": [
             ("eval/judge.py", tmp_path, "--judge_url", "http://localhost:1", "--judge_model", "m", "--yes",
              "--judge_cache", nowhere),
