@@ -288,8 +288,6 @@ class Study:
         for one in self.args.methods:
             forgotten = self.path(one, FORGOTTEN)
             for ring in (r for r in RINGS if r in self.vanilla and r != FORGOTTEN):
-                several = [n for n in (len(self.args.seeds), len(self.vanilla[ring])) if n > 1]
-                interval = partial(curves.interval, number=min(several, default=1))
                 kept = self.path(one, ring)
                 pair = (
                     curves.at_equal_forgetting(forgotten, kept, level),
@@ -300,9 +298,11 @@ class Study:
                 row |= {"vanilla": self.mean(ring, [self.vanilla])[0]}
                 row |= {"retrained": self.mean(ring, [self.retrained])[0]}
                 for name, ours, theirs in zip(("kept", "area"), pair, base):
-                    row |= dict(zip((name, f"{name}_low", f"{name}_high"), interval(ours), strict=True))
+                    row |= dict(
+                        zip((name, f"{name}_low", f"{name}_high"), curves.interval(ours), strict=True)
+                    )
                     columns = (f"{name}_more", f"{name}_more_low", f"{name}_more_high")
-                    row |= dict(zip(columns, interval(ours - theirs), strict=True))
+                    row |= dict(zip(columns, curves.interval(ours - theirs), strict=True))
                 found.append({k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()})
         return found
 

@@ -58,11 +58,9 @@ def test_draws_are_of_people_within_their_stratum_and_of_seeds():
 
 
 def test_an_interval_needs_draws_that_reach_the_level():
-    assert np.isnan(curves.interval(np.array([1.0, *[np.nan] * 500, *[1.0] * 500]), 9)[1:]).all()
-    draws = np.array([3.0, *np.linspace(0, 100, 1001)])
-    assert curves.interval(draws, 10**5) == pytest.approx((3.0, 2.5, 97.5), abs=0.01)
-    assert curves.interval(draws, 6) == pytest.approx((3.0, 0.24, 99.76), abs=0.01)  # Student's t, widened
-    assert np.isnan(curves.interval(draws, 1)[1:]).all()
+    assert np.isnan(curves.interval(np.array([1.0, *[np.nan] * 500, *[1.0] * 500]))[1:]).all()
+    value, low, high = curves.interval(np.array([3.0, *np.linspace(0, 100, 1001)]))
+    assert (value, low, high) == pytest.approx((3.0, 2.5, 97.5))
 
 
 # ---------------------------------------------------------------- rings
