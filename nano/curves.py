@@ -39,6 +39,11 @@ class Draws:
         drawn[1:] = rng.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES)
         return cls(people, drawn)
 
+    @classmethod
+    def of_each_seed(cls, people: int, seeds: int) -> Draws:
+        """One draw per seed: everybody, and this seed alone."""
+        return cls(np.ones((seeds, people)), np.eye(seeds))
+
     def mean(self, right: np.ndarray, asked: np.ndarray) -> np.ndarray:
         """(R,) percent right in each draw. right: (S, P) of each person's questions, by seed; asked: (P,)."""
         of_seeds = self.people @ right.T  # (R, S)

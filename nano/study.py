@@ -263,46 +263,56 @@ class Study:
         self.people = sorted({person for ring in self.vanilla.values() for person in ring})
         strata = [self._stratum(person, retain) for person in self.people]
         self.draws = curves.Draws.of(strata, len(args.seeds), np.random.default_rng(0))
+        self.each_seed = curves.Draws.of_each_seed(len(strata), len(args.seeds))
 
     def _stratum(self, person: str, retain: set[str]) -> int:
         return 0 if person in self.rings.forget else 1 if person in retain else 2
 
-    def mean(self, ring: str, of_seeds: list[Counts]):
+    def mean(self, ring: str, of_seeds: list[Counts], draws: curves.Draws):
         """(R,) percent right in a ring; of_seeds: one Counts, or one per seed."""
         of_seeds = of_seeds * len(self.args.seeds) if len(of_seeds) == 1 else of_seeds
         right = np.array([[c[ring][p][0] if p in c[ring] else 0 for p in self.people] for c in of_seeds])
         asked = np.array([self.vanilla[ring].get(p, [0, 0])[1] for p in self.people])
-        return self.draws.mean(right, asked)
+        return draws.mean(right, asked)
 
-    def path(self, one: Method, ring: str):
+    def path(self, one: Method, ring: str, draws: curves.Draws):
         """(K, R): the vanilla model, then the method's runs in the order of their learning rates."""
         lrs = sorted({lr for m, lr, _ in self.runs if m == one}, key=float)
-        runs = [self.mean(ring, [self.runs[one, lr, seed] for seed in self.args.seeds]) for lr in lrs]
-        return np.array([self.mean(ring, [self.vanilla]), *runs])
+        runs = [[self.runs[one, lr, seed] for seed in self.args.seeds] for lr in lrs]
+        return np.array([self.mean(ring, of, draws) for of in ([self.vanilla], *runs)])
+
+    def by_seed(self, one: Method, ring: str):
+        """(S,) what each seed keeps at equal forgetting; NaN for one that does not come down to the level."""
+        draws = self.each_seed
+        level = self.mean(FORGOTTEN, [self.retrained], draws)
+        paths = (self.path(one, name, draws) for name in (FORGOTTEN, ring))
+        return curves.at_equal_forgetting(*paths, level)
 
     def rows(self) -> list[dict]:
         """A row per method and ring: kept at equal forgetting, the area, and both as differences to the
-        first method."""
-        level, found = self.mean(FORGOTTEN, [self.retrained]), []
+        first method; the former of each seed alone, too, "nan" where one of both does not reach the level."""
+        level, found = self.mean(FORGOTTEN, [self.retrained], self.draws), []
         first: dict[str, tuple] = {}
         for one in self.args.methods:
-            forgotten = self.path(one, FORGOTTEN)
+            forgotten = self.path(one, FORGOTTEN, self.draws)
             for ring in (r for r in RINGS if r in self.vanilla and r != FORGOTTEN):
-                kept = self.path(one, ring)
+                kept = self.path(one, ring, self.draws)
                 pair = (
                     curves.at_equal_forgetting(forgotten, kept, level),
                     curves.area(forgotten, kept, level),
                 )
                 base = first.setdefault(ring, pair)
                 row = {"retain_fraction": self.fraction, "ring": ring, "method": one.name}
-                row |= {"vanilla": self.mean(ring, [self.vanilla])[0]}
-                row |= {"retrained": self.mean(ring, [self.retrained])[0]}
+                row |= {"vanilla": self.mean(ring, [self.vanilla], self.draws)[0]}
+                row |= {"retrained": self.mean(ring, [self.retrained], self.draws)[0]}
                 for name, ours, theirs in zip(("kept", "area"), pair, base):
                     row |= dict(
                         zip((name, f"{name}_low", f"{name}_high"), curves.interval(ours), strict=True)
                     )
                     columns = (f"{name}_more", f"{name}_more_low", f"{name}_more_high")
                     row |= dict(zip(columns, curves.interval(ours - theirs), strict=True))
+                each = self.by_seed(one, ring) - self.by_seed(self.args.methods[0], ring)
+                row["kept_more_by_seed"] = " ".join(f"{value:.1f}" for value in each)
                 found.append({k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()})
         return found
 
