@@ -7,7 +7,8 @@ forget, each seed with its own learning rate, so that they differ in how well th
 model is then taken as its evaluation and its probes have it (docs/probes.md), and
 
     auc        how often, over all pairs of models, the one that knew has the value of one that knew;
-               0.5: the metric says nothing, 1: it never errs; interval: over seeds drawn again
+               0.5: the metric says nothing, 1: it never errs; interval: over seeds drawn again,
+               of four or more
     apart      the gap between models that knew and models that never did, in standard deviations of a kind
     4 bits     how far the metric moves when weights are rounded to 4 bits, in percent of the gap between
                models that knew and models that never did, mean over models
@@ -210,7 +211,7 @@ def table(found: pd.DataFrame) -> pd.DataFrame:
         gap, spread = plain.knew.mean() - plain.never.mean(), plain[["knew", "never"]].var().mean() ** 0.5
         sign = -1 if metric in LOWER else 1
         row = {"modality": modality, "metric": metric, "auc": told.value}
-        row |= dict(zip(("auc_low", "auc_high"), told.interval, strict=True))
+        row |= dict(zip(("auc_low", "auc_high"), told.interval or (float("nan"), float("nan")), strict=True))
         row |= {"apart": gap / spread if spread else float("nan")}
         row |= {"knew": sign * plain.knew.mean(), "never": sign * plain.never.mean()}
         for condition in CONDITIONS[1:]:

@@ -28,6 +28,8 @@ def row(before, after, vanilla=4, condition="noise", who="forget", people=12):
         (row(1, 0), row(1, 1), "not brought back"),
         (row(4, 4), row(1, 3), "nothing was lost"),
         (row(1, 3, people=1), row(1, 1, people=1), "too few people to tell"),
+        (row(1, 3, people=3), row(1, 1, people=3), "too few people to tell"),
+        (row(1, 3, people=4), row(1, 1, people=4), "hidden, not forgotten"),
     ],
 )
 def test_a_verdict_follows_from_the_counts(own, reference, expected):
@@ -91,7 +93,9 @@ def evaluated(nano, tiny, tmp_path_factory):
 
 
 @pytest.fixture
-def models(evaluated, tmp_path):
+def models(evaluated, tmp_path, monkeypatch):
+    """Of two people, who stand for enough of them here."""
+    monkeypatch.setattr("eval.results.probes.FEWEST", 2)
     shutil.copytree(evaluated, tmp_path / "models")
     return tmp_path / "models"
 

@@ -34,8 +34,9 @@ def test_the_table_by_hand():
     assert list(found.apart) == pytest.approx([3 / 0.5**0.5, 0.5 / 0.25**0.5, -2 / 0.5**0.5], abs=1e-3)
     assert found["4 bits, % of gap"].tolist() == [pytest.approx(100 * 0.5 / 3, abs=1e-3), 0, 0]
     assert (found.loc["fine", "knew"], found.loc["fine", "never"]) == (4.5, 1.5)
-    assert found.loc["fine", ["auc_low", "auc_high"]].tolist() == [1, 1]
-    assert found.loc["coarse", "auc_low"] < 0.75 < found.loc["coarse", "auc_high"]
+    assert found.loc["fine", ["auc_low", "auc_high"]].isna().all(), "two seeds are too few"
+    many = trust.table(frame(coarse=([1, 0, 1, 0], [0] * 4, ([1] * 4, [0] * 4)))).iloc[0]
+    assert 0.5 <= many.auc_low < many.auc == 0.75 < many.auc_high <= 1
     assert found["relearnt, % of gap"].isna().all()  # none was
 
 

@@ -30,12 +30,14 @@ HIDDEN, GONE, AS_RETRAINED = "hidden, not forgotten", "not brought back", "no mo
 NOTHING_LOST, UNKNOWN = "nothing was lost", "too few people to tell"
 HARMED = "not brought back, by what harms the people to retain, too"
 
+FEWEST = 4  # people of whom anything is claimed: three are all of one sign by chance one time in four
+
 People = Mapping[str, Sequence[float]]  # person -> sums of scores, and last the number of questions
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over questions with its 95 % interval over people; no interval with one person."""
+    """A mean over questions with its 95 % interval over people; no interval with fewer than FEWEST."""
 
     value: float
     interval: list[float] | None
@@ -46,7 +48,7 @@ class Estimate:
         digits = 2 if number == "accuracy" else 4
         tidy = lambda value: round(value, digits) + 0.0  # no minus zero
         mean = sum(s for s, _ in sums.values()) / sum(n for _, n in sums.values())
-        bounds = interval_of_sums(sums)
+        bounds = interval_of_sums(sums) if len(sums) >= FEWEST else None
         return cls(tidy(mean), bounds and [tidy(bound) for bound in bounds])
 
     @classmethod
@@ -55,7 +57,7 @@ class Estimate:
         import numpy as np
 
         known = values[1:][~np.isnan(values[1:])]
-        share = tail(people) if people > 1 and known.size else None
+        share = tail(people) if people >= FEWEST and known.size else None
         bounds = None if share is None else np.percentile(known, [share, 100 - share])
         tidy = lambda value: round(float(value), 4) + 0.0  # no minus zero
         return cls(tidy(values[0]), None if bounds is None else [tidy(bound) for bound in bounds])
