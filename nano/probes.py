@@ -32,10 +32,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from eval.results.depth import NOTHING_LACKS
+from eval.results.probes import probe_folder, read_probe
 from nano.settings import DEMOS, Demo
 from nano.steps import results, steps
 from nano.warm import Crew, Step, step
-from utils import checkpoint, cli
+from utils import cli
 from utils.run import folders
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def probing(demo: Demo, models: Sequence[str], probes: Sequence[str]) -> Iterato
     for probe in probes:
         before: list[Path] = []
         for name in models:
-            made = demo.folder / name / "probes" / probe / "results.json"
+            made = probe_folder(demo.folder / name, probe) / "results.json"
             argv = (f"eval/probes/{probe}.py", demo.folder / name, "--reference", demo.folder / "retrained")
             argv += ("--vanilla", demo.folder / "vanilla")
             needs = [*asked, results(demo, name), *before]
@@ -136,19 +137,18 @@ def numbers(model: Path, probes: Sequence[str]) -> list[dict]:
     the verdict of this world alone."""
     found = []
     for probe in probes:
-        for f in checkpoint.read_json(model / "probes" / probe / "results.json")["findings"]:
-            values, scale = f["values"], 1 if f["number"] == "accuracy" else 100
+        for f in read_probe(probe_folder(model, probe) / "results.json")["findings"]:
+            values, scale = f.values, 1 if f.number == "accuracy" else 100
             if probe == "depth":  # of what the retrained model lacks, if that is anything
-                lacks_nothing = not values["net"] or f["verdict"].endswith(NOTHING_LACKS)
+                lacks_nothing = not values["net"] or f.verdict.endswith(NOTHING_LACKS)
                 value, scale = None if lacks_nothing else values["net"]["value"] - 1, 100
             elif probe == "rings":
                 value = values["model"]["value"] - values["reference"]["value"]
             else:
-                value = f["beyond"]["value"]
-            asked = ", ".join(filter(None, (f["modality"], f["task"].replace("classification", ""))))
-            about = {"probe": probe, "condition": f["condition"], "asked": asked}
+                value = f.beyond.value
+            about = {"probe": probe, "condition": f.condition, "asked": f.asked}
             number = math.nan if value is None else scale * value
-            found.append(about | {"value": number, "verdict": f["verdict"].rpartition(": ")[2]})
+            found.append(about | {"value": number, "verdict": f.verdict.rpartition(": ")[2]})
     return found
 
 

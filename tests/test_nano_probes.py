@@ -50,9 +50,10 @@ def test_the_twin_is_the_retrained_model_but_for_its_seed(monkeypatch, tmp_path)
 
 
 def test_numbers_are_what_a_model_has_more_than_the_retrained_one(tmp_path):
+    beyond = lambda value: {"value": value, "interval": None}
     kinds = {
-        "quantise": [dict(condition="4 bits", number="accuracy", beyond={"value": 12.5})],
-        "memorisation": [dict(condition="probability", number="probability", beyond={"value": -0.25})],
+        "quantise": [dict(condition="4 bits", number="accuracy", beyond=beyond(12.5))],
+        "memorisation": [dict(condition="probability", number="probability", beyond=beyond(-0.25))],
         "depth": [dict(condition="depth", number="accuracy", values={"net": {"value": 0.75}})],
         "rings": [
             dict(condition="others", number="accuracy",
@@ -64,7 +65,8 @@ def test_numbers_are_what_a_model_has_more_than_the_retrained_one(tmp_path):
         (folder := tmp_path / "probes" / name).mkdir(parents=True)
         about = {"modality": "image", "task": "classification", "values": {}, "verdict": "1.0: so it is"}
         found = [about | f for f in findings]
-        (folder / "results.json").write_text(json.dumps({"findings": found}))
+        whole = {"version": 1, "probe": name, "settings": {}, "rows": [], "findings": found}
+        (folder / "results.json").write_text(json.dumps(whole))
     found = probes.numbers(tmp_path, list(kinds))
     assert {(f["probe"], f["condition"], f["asked"]): f["value"] for f in found} == {
         ("quantise", "4 bits", "image"): 12.5, ("memorisation", "probability", "image"): -25.0,

@@ -47,8 +47,8 @@ def check_evaluation(args, questions: list[Question], bench) -> None:
     args.trained, what is known of the model's training, and args.vanilla, the vanilla model's answers."""
     loadable.check_model(args.evaluated_model, "--evaluated_model", args.problems)
     loadable.check_model(args.original_model, "--original_model", args.problems)
-    flags = [("--evaluated_model", args.evaluated_model), ("--original_model", args.original_model)]
-    notes = loadable.check_processor(flags, args.problems)
+    named = [("--evaluated_model", args.evaluated_model), ("--original_model", args.original_model)]
+    notes = loadable.check_processor(named, args.problems)
     if (
         args.evaluated_model
         and model_files.local_folder(args.evaluated_model) is None

@@ -190,8 +190,8 @@ class Study:
             folders.check_writable(subject.folder / "probes", "model", problems)
         if args.original_model:
             loadable.check_model(args.original_model, "--original_model", problems)
-        flags = [("model", args.model), ("--original_model", args.original_model)]
-        notes = loadable.check_processor(flags, problems)
+        named = [("model", args.model), ("--original_model", args.original_model)]
+        notes = loadable.check_processor(named, problems)
         problems.stop()
         for line in [*self.bench.notes, *notes]:
             print(f"note: {line}")

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from utils.adapters import stored
 from utils.run.jsonl import parse
-
-if TYPE_CHECKING:
-    pass
 
 
 def local_folder(name: str) -> Path | None:
