@@ -234,6 +234,7 @@ class State:
         except BaseException:
             _remove(part)  # of no use, and on a full disk in the way
             raise
+        acc.wait_for_everyone()  # each process has written its random states
         if acc.is_main_process:
             checkpoint.write_json(part / PROGRESS, {"step": step, **content, **self.about})
             _settle(self.partial)
@@ -272,6 +273,7 @@ class State:
                     f"--resume: what {state} holds cannot be read ({ending.first_line(why)}); begin anew with"
                     " --restart True"
                 )
+            acc.wait_for_everyone()
             self.accelerator.print(f"resumed after step {before['step']}")
         return before
 
