@@ -33,6 +33,7 @@ sys.path.insert(0, str(ROOT))
 
 from eval.results.depth import NOTHING_LACKS
 from eval.results.probes import probe_folder, read_probe
+from nano import begun
 from nano.settings import DEMOS, Demo
 from nano.steps import results, steps
 from nano.warm import Crew, Step, step
@@ -46,6 +47,8 @@ PROBES = (
     "quantise", "picture", "paraphrase", "prompt", "relearn", "depth", "membership", "memorisation", "facts",
     "rings",
 )  # fmt: skip
+METHODS = dict.fromkeys(name for demo in DEMOS.values() for name in demo.methods)
+SAME = ("benchmark",)  # flags of all worlds in one folder
 TWIN = "twin"
 PLACE = ["probe", "condition", "asked"]  # of a number
 
@@ -57,7 +60,7 @@ def parse_args(argv: list[str] | None = None):
         "--benchmark", type=cli.choice(*DEMOS), default="mllmu", help="whose layout; default mllmu"
     )
     p.add_argument(
-        "--methods", type=lambda text: text.split(","), default=["GA", "manifold"],
+        "--methods", type=cli.several(cli.choice(*METHODS)), default=["GA", "manifold"],
         help="of nano/settings.py; default GA,manifold",
     )  # fmt: skip
     p.add_argument(
@@ -68,7 +71,7 @@ def parse_args(argv: list[str] | None = None):
         "--workers", type=cli.number(int, 1, 64), default=os.cpu_count(), help="default: one per core"
     )
     args = cli.parse(p, argv)
-    args.worlds, args.methods = list(dict.fromkeys(args.worlds)), list(dict.fromkeys(args.methods))
+    args.worlds = list(dict.fromkeys(args.worlds))
     known = DEMOS[args.benchmark].methods
     for name in [name for name in args.methods if name not in known]:
         args.problems.add(f"--methods: {name} is none of {', '.join(known)}")
@@ -76,6 +79,7 @@ def parse_args(argv: list[str] | None = None):
         args.problems.add("--worlds: an interval needs at least two")
     if args.save_dir:
         folders.check_writable(args.save_dir, "--save_dir", args.problems)
+    begun.check(args, *SAME)
     args.problems.stop()
     args.save_dir = args.save_dir.resolve()
     return args
@@ -222,6 +226,7 @@ def main(args) -> None:
     os.chdir(ROOT)
     args.save_dir.mkdir(parents=True, exist_ok=True)
     with folders.exclusive(args.save_dir / ".lock", f"a run writes {args.save_dir}"):
+        begun.note(args, *SAME)
         with Crew(args.workers, args.save_dir / "logs") as crew:
             crew.run(all_steps(args), lambda one, seconds: print(f"{one.name} ({seconds:.0f} s)", flush=True))
         rows = [

@@ -26,7 +26,7 @@ import os
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ sys.path.insert(0, str(ROOT))
 
 from eval.results.predictions import Prediction, read_predictions
 from eval.results.rings import RINGS, Rings
-from nano import curves
+from nano import begun, curves
 from nano.settings import RATIO, evaluation
 from nano.warm import Crew, Step, step
 from utils import checkpoint, cli
@@ -53,6 +53,7 @@ KINDS = {  # of masks, with the flags that make them
     "topk": ["--mask_kind", "topk"],
     "random": ["--mask_kind", "random"],
 }
+SAME = ("nano",)  # flags of all runs in one folder
 MORE = {"text": "--retain_text", "inside": "--mask_retain"}
 
 
@@ -108,20 +109,8 @@ def method(text: str) -> Method | cli.Bad:
     return Method(script, part, kind, tuple(lrs), epochs, tuple(more))
 
 
-def several(convert: Callable) -> Callable:
-    """A converter for comma-separated words, each once, that `convert` takes; they stay as they were
-    written, for they name folders."""
-
-    def converted(text: str):
-        words = [word for word in dict.fromkeys(text.split(",")) if word]
-        bad = [found for found in map(convert, words) if isinstance(found, cli.Bad)]
-        return bad[0] if bad else words or cli.Bad("names none")
-
-    return converted
-
-
-RATES, EPOCHS = several(cli.number(float, 0, 1, above=True)), cli.number(int, 1, 1000)
-METHODS = several(method)
+RATES, EPOCHS = cli.several(cli.number(float, 0, 1, above=True)), cli.number(int, 1, 1000)
+METHODS = cli.several(method)
 
 
 def parse_args(argv: list[str] | None = None):
@@ -141,10 +130,10 @@ def parse_args(argv: list[str] | None = None):
     p.add_argument(
         "--lrs", type=RATES, default=["2e-5", "4e-5", "8e-5"], help="learning rates of all methods"
     )
-    seeds = several(cli.number(int, 0, 2**32 - 1))
+    seeds = cli.several(cli.number(int, 0, 2**32 - 1))
     p.add_argument("--seeds", type=seeds, default=["0", "1", "2"], help="of data order; default 0,1,2")
     p.add_argument(
-        "--retain_fractions", type=several(cli.number(float, 0, 100, above=True)), default=["25"],
+        "--retain_fractions", type=cli.several(cli.number(float, 0, 100, above=True)), default=["25"],
         help="percent of the people to retain; default 25",
     )  # fmt: skip
     p.add_argument("--num_epochs", type=EPOCHS, default=2, help="default 2")
@@ -158,6 +147,8 @@ def parse_args(argv: list[str] | None = None):
     for model in ("vanilla", "retrained"):
         if not (args.nano / model / "run.json").is_file():
             args.problems.add(f"--nano: {args.nano} holds no {model} model; run bash demo.sh first")
+    args.nano = args.nano.resolve()
+    begun.check(args, *SAME)
     args.problems.stop()
     return args
 
@@ -169,6 +160,10 @@ class Places:
 
     save_dir: Path
     nano: Path
+
+    @property
+    def vanilla(self) -> Path:
+        return self.nano / "vanilla/run.json"
 
     def shared(self) -> list[str | Path]:
         return [
@@ -183,10 +178,12 @@ class Places:
         flags = [*self.shared(), "--retain_fraction", shown, "--save_dir", folder, *KINDS[base]]
         for word in words:
             flags += ["--threshold", word[1:]] if word != "all" else []
-        return step(folder.name, ["data_process/MLLMU_gen_mask.py", *flags], folder / "run.json")
+        return step(
+            folder.name, ["data_process/MLLMU_gen_mask.py", *flags], folder / "run.json", [self.vanilla]
+        )
 
     def train(self, run: Run) -> Step:
-        folder, of, needs = self.save_dir / run.folder, run.method, []
+        folder, of, needs = self.save_dir / run.folder, run.method, [self.vanilla]
         argv = [f"MLLMU_{of.script}.py", *self.shared(), "--save_dir", folder, "--lora", "False"]
         argv += ["--lr", run.lr, "--seed", run.seed, "--num_epochs", run.epochs]
         if of.script not in ("GA", "NPO"):
@@ -194,8 +191,8 @@ class Places:
         for word in of.more:
             argv += [MORE[word], "True"]
         if of.part:
-            needs = [self.mask(of.kind, run.fraction).makes]
-            argv += ["--grad_mask_path", needs[0].parent / f"mllmu_{of.part}_mask.pt"]
+            needs.append(self.mask(of.kind, run.fraction).makes)
+            argv += ["--grad_mask_path", needs[-1].parent / f"mllmu_{of.part}_mask.pt"]
         return step(run.folder, argv, folder / "run.json", needs, seconds=20)
 
     def evaluate(self, model: Path) -> Step:
@@ -327,7 +324,8 @@ def main(args) -> None:
         for m in args.methods
         for lr in m.lrs or args.lrs
     ]
-    places = Places(args.save_dir.resolve(), args.nano.resolve())
+    places = Places(args.save_dir.resolve(), args.nano)
+    begun.note(args, *SAME)
     with Crew(args.workers, places.save_dir / "logs") as crew:
         crew.run(steps_of(places, runs))
     table, counts = [], []

@@ -32,6 +32,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from eval.results.probes import probe_folder, read_probe
+from nano import begun
 from nano.warm import command
 from utils import checkpoint, cli
 from utils.run import folders
@@ -44,6 +46,7 @@ KINDS = {"knew": "MLLMU_finetune.py", "never": "MLLMU_reference.py"}
 LRS = ("1e-3", "6e-4", "8e-4", "1.2e-3", "7e-4", "9e-4", "5e-4")  # of the seeds, again from the front
 GOLD = "gold"  # a pair of models more: the vanilla and the retrained one that probes compare with
 LOWER = ("ks_p", "depth", "net depth")  # metrics that are lower where a model knows
+SAME = ("people", "num_epochs", "relearn_steps")  # flags of all models in one folder
 CONDITIONS = ("plain", "4 bits", "relearnt")
 
 
@@ -75,6 +78,7 @@ def parse_args(argv: list[str] | None = None):
     args = cli.parse(p, argv)
     if args.save_dir:
         folders.check_writable(args.save_dir, "--save_dir", args.problems)
+    begun.check(args, *SAME)
     args.problems.stop()
     return args
 
@@ -157,16 +161,16 @@ def numbers(folder: Path) -> list[tuple[str, str, float]]:
                 generation = split["generation"][modality]
                 found += [(modality, name, generation[name]) for name in ("rougeL", "bleu")]
     for name in ("memorisation", "membership", "depth"):
-        for f in checkpoint.read_json(folder / "probes" / name / "results.json")["findings"]:
-            values = f["values"]
+        for f in read_probe(probe_folder(folder, name) / "results.json")["findings"]:
+            of = f.values
             if name == "memorisation":
-                found.append((f["modality"], f["condition"], values["model"]["value"]))
-                found += [(f["modality"], key, values[key]) for key in ("ks_p",) if key in values]
+                found.append((f.modality, f.condition, of["model"]["value"]))
+                found += [(f.modality, key, of[key]) for key in ("ks_p",) if key in of]
             elif name == "membership":
-                found.append((f["modality"], f"membership {f['condition']}", values["auc"]["value"]))
+                found.append((f.modality, f"membership {f.condition}", of["auc"]["value"]))
             else:
-                depths = {"depth": values["depth"], "net depth": (values["net"] or {}).get("value")}
-                found += [(f["modality"], key, value) for key, value in depths.items() if value is not None]
+                depths = {"depth": of["depth"], "net depth": (of["net"] or {}).get("value")}
+                found += [(f.modality, key, value) for key, value in depths.items() if value is not None]
     return found
 
 
@@ -229,6 +233,7 @@ def main(args) -> None:
         flags = ("--people", args.people, "--real_people", 4, "--views", 2, "--image_size", 32)
         command("nano/make_nano.py", "--save_dir", args.save_dir / "data", *flags)
     with folders.exclusive(args.save_dir / ".lock", f"a run writes {args.save_dir}"):
+        begun.note(args, *SAME)
         found = table(collect(args))
     found.to_csv(args.save_dir / "trust.csv", index=False)
     print(found.to_markdown(index=False))

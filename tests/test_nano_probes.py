@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT, edited, load_script
 
 from eval.results.depth import NOTHING_LACKS
+from nano import begun
 
 probes = load_script("nano/probes.py")
 
@@ -114,9 +115,11 @@ def test_the_table_by_hand(capsys):
 
 
 def test_wrong_input_is_one_line(tmp_path, capsys):
+    begun.note(probes.parse_args(["--save_dir", str(tmp_path)]), "benchmark")
     for flags, said in (
-        (["--methods", "GA,magic"], "--methods: magic is none of GA"),
+        (["--methods", "GA,magic"], "--methods: 'magic' is none of GA"),
         (["--worlds", "1,1"], "--worlds: an interval needs at least two"),
+        (["--benchmark", "clear"], "was begun with mllmu, not clear"),
         (["--save_dir", "/proc/nowhere"], "--save_dir: /proc/nowhere cannot be written"),
     ):
         with pytest.raises(SystemExit) as end:

@@ -6,6 +6,9 @@ import pandas as pd
 import pytest
 from conftest import load_script
 
+from eval.results.probes import Finding, write_probe
+from nano import begun
+
 trust = load_script("nano/trust.py")
 
 
@@ -40,6 +43,21 @@ def test_the_table_by_hand():
     assert found["relearnt, % of gap"].isna().all()  # none was
 
 
+def test_a_folder_goes_on_with_what_it_was_begun_with(tmp_path, capsys):
+    at = ["--save_dir", str(tmp_path)]
+    begun.note(trust.parse_args([*at, "--num_epochs", "3"]), *trust.SAME)
+    assert trust.parse_args([*at, "--num_epochs", "3", "--seeds", "6"]).seeds == 6
+    with pytest.raises(SystemExit) as end:
+        trust.parse_args([*at, "--people", "30"])
+    told = capsys.readouterr().err
+    assert end.value.code == 2 and "--people: " in told and "begun with 20, not 30" in told
+    assert "--num_epochs: " in told and "begun with 3, not 6" in told
+    (tmp_path / begun.FILE).write_text("[")
+    with pytest.raises(SystemExit) as end:
+        trust.parse_args(at)
+    assert end.value.code == 2 and begun.FILE in capsys.readouterr().err
+
+
 def test_names_of_models_are_folders():
     assert trust.Model("knew", "0").name == "knew_0"
     assert trust.Model("never", "1", "4 bits").name == "never_1_4bits"
@@ -56,14 +74,12 @@ def test_numbers_are_those_of_the_evaluation_and_the_probes(tmp_path):
         file.parent.mkdir(parents=True)
         file.write_text(json.dumps({"splits": {"forget": splits}}))
     probes = {
-        "memorisation": [{"condition": "truth_share", "values": {"model": {"value": 0.9}, "ks_p": 0.01}}],
-        "membership": [{"condition": "loss", "values": {"auc": {"value": 0.8}}}],
-        "depth": [{"condition": "depth", "values": {"depth": 0.3, "net": {"value": 0.2}}}],
+        "memorisation": ("truth_share", {"model": {"value": 0.9}, "ks_p": 0.01}),
+        "membership": ("loss", {"auc": {"value": 0.8}}),
+        "depth": ("depth", {"depth": 0.3, "net": {"value": 0.2}}),
     }
-    for name, findings in probes.items():
-        file = tmp_path / "probes" / name / "results.json"
-        file.parent.mkdir(parents=True)
-        file.write_text(json.dumps({"findings": [f | {"modality": "image"} for f in findings]}))
+    for name, (condition, values) in probes.items():
+        write_probe(tmp_path, name, {}, [], [Finding(condition, "", modality="image", values=values)])
     found = {(modality, metric): value for modality, metric, value in trust.numbers(tmp_path)}
     assert {metric: value for (modality, metric), value in found.items() if modality == "image"} == {
         "choice by likelihood": 60.0, "cloze": 50.0, "rougeL": 0.5, "bleu": 0.25, "choice by letter": 20.0,

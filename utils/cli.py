@@ -86,6 +86,18 @@ def choices(*names: str) -> Callable:
     return convert
 
 
+def several(convert: Callable) -> Callable:
+    """A converter for words separated by commas, each once, that `convert` takes. They stay as they were
+    written, where they name folders."""
+
+    def converted(text: str):
+        words = [word for word in dict.fromkeys(text.split(",")) if word]
+        bad = [found for found in map(convert, words) if isinstance(found, Bad)]
+        return bad[0] if bad else words or Bad("names none")
+
+    return converted
+
+
 def numbers(most: int) -> Callable:
     """A converter for 1 to `most` whole numbers from 0 on, separated by commas."""
 
