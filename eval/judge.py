@@ -203,6 +203,8 @@ def main(args: argparse.Namespace) -> None:
         args.problems.add("results: no generated answers in them; name evaluations of the task generation")
     for result in results:
         folders.check_writable(result.folder, "results", args.problems)
+        if folders.is_held(folders.lock_file(result.folder)):
+            args.problems.add(f"results: another run writes {result.folder} now; wait for it")
     folders.check_writable(Path(args.judge_cache).parent, "--judge_cache", args.problems)
     try:
         cache = Cache(Path(args.judge_cache))
@@ -226,7 +228,10 @@ def main(args: argparse.Namespace) -> None:
         stop.add_note("no result was changed; scores so far are in the cache")
         raise
     try:
-        missing = sum(write(result, cache, judge, unscored) for result in results)
+        missing = 0
+        for result in results:
+            with folders.alone(result.folder):
+                missing += write(result, cache, judge, unscored)
     except ValueError as error:  # written by somebody since they were read above
         cli.fail(f"{error}; run that evaluation again, scores are in the cache")
     if missing:

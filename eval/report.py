@@ -97,7 +97,7 @@ def load_cases(results: Sequence[Result], problems: cli.Problems) -> list[Case]:
     """
     read_answers(results, problems)
     for result in results:
-        if not any(result.folder.glob("predictions_*.jsonl")):
+        if not folders.found(result.folder, "predictions_*.jsonl"):
             problems.add(f"results: {result.folder}: no predictions_<split>.jsonl next to results.json")
     if problems.lines:
         return []

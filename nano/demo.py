@@ -25,6 +25,7 @@ from nano.settings import DEMOS, Demo
 from nano.steps import FIRST, results, steps
 from nano.warm import ROOT, Crew, Step, command
 from utils import cli
+from utils.run import folders
 
 FIRST_TABLE = ("vanilla", *FIRST, "retrained")
 
@@ -63,8 +64,8 @@ class Screen:
 
 def table(demo: Demo, models: Sequence[str], *flags: str) -> None:
     print(flush=True)
-    folders = [str(demo.folder / name) for name in models]
-    command("eval/table.py", *folders, "--brief", *flags)
+    places = [str(demo.folder / name) for name in models]
+    command("eval/table.py", *places, "--brief", *flags)
 
 
 def main(args) -> None:
@@ -77,14 +78,17 @@ def main(args) -> None:
     models = f"{len(demo.models)} models on invented people, on {args.workers} processes"
     print(f"nano {args.benchmark}: {models}; commands: {commands}")
     screen = Screen(demo)
-    with Crew(args.workers, demo.folder / "logs") as crew:
+    with (
+        folders.exclusive(demo.folder / ".lock", f"a demo writes {demo.folder}"),
+        Crew(args.workers, demo.folder / "logs") as crew,
+    ):
         crew.run(todo, screen.ended)
     written = {f"--{kind}": demo.folder / f"table.{end}" for kind, end in FILES.items()}
     table(demo, demo.models, *(str(part) for pair in written.items() for part in pair), "--plot",
           str(demo.folder / "tradeoff.png"))  # fmt: skip
     if args.benchmark == "clear":
-        folders = [str(demo.folder / name) for name in demo.models]
-        command("eval/forget_quality.py", *folders, "--reference", str(demo.folder / "retrained"))
+        places = [str(demo.folder / name) for name in demo.models]
+        command("eval/forget_quality.py", *places, "--reference", str(demo.folder / "retrained"))
     report = demo.folder / "report.html"
     command("eval/report.py", *(str(demo.folder / n) for n in demo.models), "--save_path", str(report))
     train, evaluate = (_next(demo, name) for name in ("MMUnlearner", "questions to MMUnlearner"))

@@ -21,7 +21,6 @@ The last people are those to forget. Two others are look-alikes of each, of whom
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,25 +103,23 @@ def write_model(args: Namespace, folder: Path) -> None:
 def main(args: Namespace) -> None:
     forgettable = len(to_forget([None] * args.people, max(RATIOS)))
     people = invent({"fictional": args.people, "real": args.real_people}, args.seed, forgettable)
-    partial = folders.partial_folder(args.save_dir)
-    shutil.rmtree(partial, ignore_errors=True)
     pictures = {
         p.id: [portrait(p, view, 2 * args.image_size, args.seed) for view in range(args.views)]
         for group in people.values()
         for p in group
     }
-    write_mllmu(args, partial, people, pictures)
-    write_clear(partial / "CLEAR", people, pictures, args.image_size, args.seed)
-    for name in BENCHMARKS:
-        names = {p.id: p.name if name == "CLEAR" else p.id for p in people["fictional"]}
-        look_alikes = {names[p.id]: names[p.like] for p in people["fictional"] if p.like}
-        # the tiny models follow no instruction, so they would be asked for a letter in vain
-        made = {"people": args.people, "seed": args.seed, "mcq": "likelihood", "look_alikes": look_alikes}
-        checkpoint.write_json(partial / name / NANO, made)
-    write_model(args, partial)
-    settings = {k: str(v) for k, v in cli.settings(args).items()}
-    checkpoint.write_json(partial / "run.json", {"script": "make_nano.py", "arguments": settings})
-    folders.publish(partial, args.save_dir)
+    with folders.fresh(args.save_dir) as folder:
+        write_mllmu(args, folder, people, pictures)
+        write_clear(folder / "CLEAR", people, pictures, args.image_size, args.seed)
+        for name in BENCHMARKS:
+            names = {p.id: p.name if name == "CLEAR" else p.id for p in people["fictional"]}
+            look_alikes = {names[p.id]: names[p.like] for p in people["fictional"] if p.like}
+            # the tiny models follow no instruction, so they would be asked for a letter in vain
+            made = {"people": args.people, "seed": args.seed, "mcq": "likelihood", "look_alikes": look_alikes}
+            checkpoint.write_json(folder / name / NANO, made)
+        write_model(args, folder)
+        settings = {k: str(v) for k, v in cli.settings(args).items()}
+        checkpoint.write_json(folder / "run.json", {"script": "make_nano.py", "arguments": settings})
     people_made = f"{args.people} fictional and {args.real_people} real people"
     print(f"nano MLLMU-Bench and nano CLEAR: {people_made} -> {args.save_dir}")
 

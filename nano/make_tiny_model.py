@@ -15,7 +15,6 @@ paid for; it does not show how well a method unlearns.
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -118,10 +117,8 @@ def main(args: Namespace) -> None:
     logging.disable_progress_bar()
     tokenizer = train_tokenizer(texts, args.family, args.vocab_size)
     dtype = None if args.dtype == "published" else args.dtype
-    partial = folders.partial_folder(args.save_dir)
-    shutil.rmtree(partial, ignore_errors=True)
-    model = write(args.family, tokenizer, partial, args.size, args.seed, dtype)
-    folders.publish(partial, args.save_dir)
+    with folders.fresh(args.save_dir) as folder:
+        model = write(args.family, tokenizer, folder, args.size, args.seed, dtype)
     print(
         f"{args.family}: {model.num_parameters():,} parameters, {len(tokenizer):,} tokens learnt "
         f"from {len(texts):,} pieces of text -> {args.save_dir}"

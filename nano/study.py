@@ -227,7 +227,7 @@ def steps_of(places: Places, runs: Sequence[Run]) -> list[Step]:
 
 # ---------------------------------------------------------------- results
 def read(answers: Path) -> list[Prediction]:
-    files = sorted(evaluation(answers).glob("predictions_*.jsonl"))
+    files = folders.found(evaluation(answers), "predictions_*.jsonl")
     return [p for file in files for p in read_predictions(file)]
 
 
@@ -325,9 +325,10 @@ def main(args) -> None:
         for lr in m.lrs or args.lrs
     ]
     places = Places(args.save_dir.resolve(), args.nano)
-    begun.note(args, *SAME)
-    with Crew(args.workers, places.save_dir / "logs") as crew:
-        crew.run(steps_of(places, runs))
+    with folders.exclusive(places.save_dir / ".lock", f"a study writes {args.save_dir}"):
+        begun.note(args, *SAME)
+        with Crew(args.workers, places.save_dir / "logs") as crew:
+            crew.run(steps_of(places, runs))
     table, counts = [], []
     for fraction in args.retain_fractions:
         study = Study(args, fraction, places)

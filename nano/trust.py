@@ -117,12 +117,10 @@ def rounded(plain: Path, folder: Path) -> None:
     from eval.probes.rounding import RoundToNearest
     from utils.models import load_model, load_processor
 
-    partial = folders.partial_folder(folder)
-    shutil.rmtree(partial, ignore_errors=True)
-    RoundToNearest(4, 0)(load_model(str(plain))).save_pretrained(partial)
-    load_processor(str(plain)).save_pretrained(partial)
-    shutil.copy(plain / "run.json", partial)
-    folders.publish(partial, folder)
+    with folders.fresh(folder) as new:
+        RoundToNearest(4, 0)(load_model(str(plain))).save_pretrained(new)
+        load_processor(str(plain)).save_pretrained(new)
+        shutil.copy(plain / "run.json", new)
 
 
 # ---------------------------------------------------------------- metrics

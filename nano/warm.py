@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 20  # seconds
 PERCENT = re.compile(r"(\d+)%\|")  # of a bar in a log
 
 
@@ -115,8 +116,7 @@ class Crew:
             why.add_note("what is finished is kept; the same command goes on")
         signal.signal(signal.SIGTERM, self.before)
         if kind:  # nobody waits for what runs
-            for process in list((self.pool._processes or {}).values()):
-                process.terminate()
+            _end(list((self.pool._processes or {}).values()))
         self.pool.shutdown(wait=True, cancel_futures=True)
 
     def log(self, one: Step) -> Path:
@@ -162,6 +162,17 @@ class Crew:
         except OSError:
             return 0.0
         return int(found[-1]) / 100 if found else 0.0
+
+
+def _end(processes: Sequence[multiprocessing.process.BaseProcess]) -> None:
+    """Told to stop, and killed where that does not end them in time: a training keeps its state first, and
+    one that waits for work may wait for a lock that another took along."""
+    until = time.monotonic() + PATIENCE
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(max(0.0, until - time.monotonic()))
+        process.kill()
 
 
 def _stop(*_) -> None:

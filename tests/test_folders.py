@@ -138,6 +138,19 @@ def test_a_folder_in_use(tmp_path):
     assert not problems_of(tmp_path / "run")
 
 
+def test_no_evaluation_in_what_a_training_writes(nano, tiny, tmp_path, capsys):
+    """The model is there, and a new one of its name is being trained: the answers would go with the old."""
+    model = shutil.copytree(tiny["llava"], tmp_path / "model")
+    with folders.alone(model), pytest.raises(SystemExit) as end:
+        run_script(
+            "eval/MLLMU_eval.py", "--evaluated_model", model, "--data_split_dir", nano / "MLLMU-Bench",
+            "--forget_ratio", RATIO,
+        )  # fmt: skip
+    told = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and len(told) == 1
+    assert told[0].startswith("error: --evaluated_model: ") and "another run writes" in told[0]
+
+
 def test_a_forked_process_does_not_hold_the_lock(tmp_path):
     """Processes that prepare batches outlive a killed training by seconds."""
     code = f"""

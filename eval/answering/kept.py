@@ -23,6 +23,7 @@ from typing import Any
 from eval.results.predictions import Prediction
 from utils import checkpoint
 from utils.run import folders, jsonl
+from utils.run.ending import fail
 
 
 @dataclass
@@ -63,6 +64,8 @@ class Kept:
         does."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         folders.recover(self.folder, self._beside("new"), "results.json")
+        if above := folders.written_above(self.folder):
+            fail(f"another run writes {above}, and would replace these answers; wait for it, or stop it")
         doing = f"an evaluation writes {self.folder}"
         with ExitStack() as locks:
             several = self.parts > 1
@@ -96,13 +99,13 @@ class Kept:
     def batches(self) -> list[Batch]:
         """All that is answered, by whichever part. Raises ValueError, naming the file, for what is no
         answer of this evaluation."""
-        files = sorted(self.answers.glob("answers*.jsonl"))
+        files = folders.found(self.answers, "answers*.jsonl")
         return [batch for file in files for batch in _read(file, self.settings)]
 
     def remove(self) -> None:
         """What is kept of this result, with these settings and others."""
-        for old in self.folder.parent.glob(f".{self.folder.name}.*.partial"):
-            shutil.rmtree(old)
+        for old in folders.found(self.folder.parent, f".{self.folder.name}.*.partial"):
+            shutil.rmtree(old, ignore_errors=True)
         self.plan.unlink(missing_ok=True)
 
 

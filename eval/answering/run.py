@@ -87,6 +87,8 @@ def _check_output(args) -> None:
             folder.parent.mkdir(parents=True, exist_ok=True)
         why = folders.why_not_a_place(folder) or folders.why_not_written(folder)
         why = why or folders.why_not_ours(folder, "results.json")
+        if above := folders.written_above(folder):
+            why = f"lies in {above}, which another run writes now; wait for it, or stop it"
     except OSError as error:
         why = f"cannot be written: {error.strerror}"
     if why:

@@ -109,7 +109,7 @@ def _subject(args, flag: str, name: str) -> Subject | None:
         add(f"{flag}: no such folder: {name}")
         return None
     loadable.check_model(name, flag, args.problems)
-    found = sorted(folder.glob("zero_shot/forget*/results.json"))
+    found = folders.found(folder, "zero_shot/forget*/results.json")
     there = [file for file in found if file.parent.name[6:].isdecimal()]
     if args.forget_ratio is not None:
         there = [file for file in there if int(file.parent.name[6:]) == args.forget_ratio]
@@ -127,7 +127,7 @@ def _subject(args, flag: str, name: str) -> Subject | None:
     try:
         evaluation = read_results(there[0])
         _ = {key: evaluation["settings"][key] for key in (*TAKEN, "original_model")}
-        files = sorted(there[0].parent.glob("predictions_*.jsonl"))
+        files = folders.found(there[0].parent, "predictions_*.jsonl")
         answers = {p.id: p for file in files for p in read_predictions(file)}
     except (KeyError, TypeError) as error:
         add(f"{flag}: {there[0]} has no settings ({error}); evaluate that model again")

@@ -230,9 +230,11 @@ def main(args) -> None:
                 found.append(probe.Asking(f"{name}_{number}", questions, make=make))
         return found
 
-    probe.run(study, "relearn", askings, settings)
-    for left in probe_folder(study.model.folder, "relearn").glob("*model_*"):
-        shutil.rmtree(left, ignore_errors=True)  # of trainings that were stopped, and not gone on with
+    ours = probe_folder(study.model.folder, "relearn")
+    with folders.exclusive(ours / ".lock", f"a probe relearns {study.model.name}"):
+        probe.run(study, "relearn", askings, settings)
+        for left in [*folders.found(ours, "model_*"), *folders.found(ours, ".model_*")]:
+            shutil.rmtree(left, ignore_errors=True)  # of trainings that were stopped, and not gone on with
 
 
 if __name__ == "__main__":

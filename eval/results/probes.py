@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from eval.results.intervals import interval_of_sums, tail
 from eval.tasks import TASKS
 from utils import checkpoint
+from utils.run import folders
 
 if TYPE_CHECKING:
     import numpy as np
@@ -257,6 +258,8 @@ def read_probe(path: Path) -> dict[str, Any]:
         if content["version"] != VERSION:
             raise ValueError(f"of version {content['version']}, not {VERSION}")
         return content | {"findings": [Finding.read(fields) for fields in content["findings"]]}
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error})") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -266,7 +269,7 @@ def read_probe(path: Path) -> dict[str, Any]:
 def probe_rows(model: str | Path) -> list[tuple[str, Finding]]:
     """(probe, finding) of all probes of a model; none where it was not probed. Raises ValueError as
     `read_probe`."""
-    read = [read_probe(file) for file in sorted(Path(model).glob("probes/*/results.json"))]
+    read = [read_probe(file) for file in folders.found(Path(model), "probes/*/results.json")]
     return [(content["probe"], finding) for content in read for finding in content["findings"]]
 
 

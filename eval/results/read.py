@@ -175,7 +175,7 @@ class Result:
 
     def predictions(self) -> Iterator[Prediction]:
         """Those of all files beside results.json. Raises ValueError, naming the file that cannot be read."""
-        for file in sorted(self.folder.glob("predictions_*.jsonl")):
+        for file in folders.found(self.folder, "predictions_*.jsonl"):
             yield from read_predictions(file)
 
 
@@ -300,6 +300,8 @@ def read_results(file: Path) -> dict[str, Any]:
             numbers.append(worker.get("peak_gpu_memory_bytes") or 0)
             if not (all(map(is_number, numbers)) and isinstance(worker["device"], str)):
                 raise TypeError("a cost is no number")
+    except OSError as error:  # its model or its evaluation is just being replaced
+        raise ValueError(f"{shown} cannot be read ({error.strerror})") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{shown} is not valid JSON ({error})") from error
     except KeyError as error:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from utils.run.ending import fail
@@ -100,17 +101,27 @@ def check(problems: Problems) -> None:
 
 
 # ---------------------------------------------------------------- the accelerator
+# the others wait while the first process writes a state or a model, for which NCCL's 10 minutes are too few
+PATIENCE = timedelta(hours=3)
+
+
 def accelerator() -> Accelerator:
     """The accelerator of this process.
 
     Raises SystemExit where several processes were started that do not know of each other: each would do all
     of the work and write the same folder.
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+    from accelerate import (
+        Accelerator,
+        DistributedDataParallelKwargs,
+        InitProcessGroupKwargs,
+        PartialState,
+    )
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
     # text-only batches leave the vision part without gradients
-    acc = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    acc = Accelerator(kwargs_handlers=[unused, InitProcessGroupKwargs(timeout=PATIENCE)])
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != acc.num_processes:
         fail(

@@ -135,8 +135,10 @@ def inputs(args) -> dict[str, str]:
 def check_data(args, data: dict[str, list[Sample]]) -> None:
     """Stop unless the models, the mask and the data, of which utils.planning.fitting may have left some out,
     are those of the kept run."""
-    before = progress(find(args.save_dir))
-    now = inputs(args)
+    place = find(args.save_dir)
+    if place is None:
+        cli.fail(f"--resume: the state kept for {args.save_dir} is gone")
+    before, now = progress(place), inputs(args)
     for flag, was in before["inputs"].items():
         if now.get(flag) != was:
             args.problems.add(
@@ -168,6 +170,7 @@ class State:
         try:
             if self.accelerator.is_main_process:
                 with folders.alone(self.args.save_dir):
+                    self._check_still()
                     yield
             else:
                 yield
@@ -184,6 +187,18 @@ class State:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _check_still(self) -> None:
+        """What check_start and folders.check_save_dir saw holds: another run may have come and gone while
+        this one loaded its model. Raises SystemExit."""
+        where = self.args.save_dir
+        if self.args.resume:
+            if find(where) is None:
+                cli.fail(f"--resume: the state kept for {where} is gone; another run has gone on with it")
+        elif find(where) and not self.args.restart:
+            cli.fail(f"--save_dir: another run was there meanwhile; {kept(where)}")
+        if why := folders.why_not_ours(Path(where).resolve()):
+            cli.fail(f"--save_dir: {where} {why}")
 
     def _tell(self, number: int, _) -> None:
         self.told = signal.Signals(number)
@@ -205,12 +220,12 @@ class State:
     def check_room(self, weights: Iterable[torch.Tensor], saved_as: torch.dtype) -> None:
         """Before the first step, ask whether the disk has room: for the model, and for two states, one of
         them being written. Raises SystemExit for what was asked for and has no room."""
-        weights = list(weights)
+        weights, acc = list(weights), self.accelerator
         model = sum(w.numel() for w in weights) * saved_as.itemsize
         moments = 8 * sum(w.numel() for w in weights if w.requires_grad)  # two in fp32, at most
         one = sum(w.numel() * w.itemsize for w in weights) + moments
         there = sum(f.stat().st_size for f in self.partial.rglob("*") if f.is_file())
-        free = folders.free_bytes(self.partial) + there
+        free = _of_main(folders.free_bytes(self.partial) + there)  # all decide alike
         says = f"; the disk of {self.args.save_dir} has {size(free)} free"
         if model > free:
             cli.fail(f"--save_dir: the model needs {size(model)}{says}")
@@ -218,7 +233,7 @@ class State:
             needs = f"a training state needs {size(one)}, twice while it is written{says}"
             if self.every:
                 cli.fail(f"--save_steps: {needs}; --save_steps 0 keeps none")
-            self.accelerator.print(f"note: {needs}: none is kept on the way")
+            acc.print(f"note: {needs}: none is kept on the way")
             self.every = 0
 
     def keep(self, step: int, content: dict[str, Any]) -> None:
@@ -232,7 +247,8 @@ class State:
         try:
             acc.save_state(str(part))
         except BaseException:
-            _remove(part)  # of no use, and on a full disk in the way
+            if acc.is_main_process:
+                _remove(part)  # of no use, and on a full disk in the way
             raise
         acc.wait_for_everyone()  # each process has written its random states
         if acc.is_main_process:
@@ -307,12 +323,19 @@ class State:
                 rest.unlink()
 
 
+def _of_main(value: int) -> int:
+    """What the first process found."""
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
+
+
 def _check_pickles(state: Path) -> None:
     """Raises pickle.UnpicklingError for a file that would run code: accelerate reads those of custom objects
     with weights_only=False."""
     from accelerate.utils.other import load
 
-    for file in state.glob("*.pkl"):
+    for file in folders.found(state, "*.pkl"):
         load(file, map_location="cpu")  # only what it holds safe
 
 

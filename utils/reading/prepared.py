@@ -81,10 +81,11 @@ class PreparedOnce:
         return entry.made
 
     def _count(self, key: tuple, entry: _Entry) -> None:
-        entry.bytes = sum(value.nbytes for value in entry.made.values() if isinstance(value, torch.Tensor))
+        size = sum(value.nbytes for value in entry.made.values() if isinstance(value, torch.Tensor))
         with self.lock:
             if self.kept.get(key) is entry:  # else it was let go while it was made
-                self.bytes += entry.bytes
+                entry.bytes = size
+                self.bytes += size
             while self.bytes > self.limit:
                 self.bytes -= self.kept.popitem(last=False)[1].bytes
 

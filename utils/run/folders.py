@@ -13,10 +13,11 @@ import glob
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.run.ending import fail
 from utils.run.jsonl import parse
@@ -79,7 +80,7 @@ def check_save_dir(
         problems.add(f"--save_dir: another run writes {save_dir} now; wait for it, or stop it")
         return
     recover(folder)
-    if not trains and list(partial_folder(folder).glob(f"{STATE}*")):
+    if not trains and found(partial_folder(folder), f"{STATE}*"):
         problems.add(f"--save_dir: a training's state is kept for {save_dir}; choose another folder")
     elif why := why_not_ours(folder):
         problems.add(f"--save_dir: {save_dir} {why}")
@@ -157,8 +158,7 @@ def why_not_written(path: Path) -> str | None:
     new = [p for p in path.parents if not p.exists()]  # the innermost first
     probe = path.with_name(f".{path.name}.{os.getpid()}.probe")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe.mkdir()
+        _persist(lambda: probe.mkdir(parents=True, exist_ok=True))
         (probe / "x").write_bytes(bytes(4096))
     except OSError as why:
         return f"cannot be written: {why.strerror}"
@@ -168,6 +168,14 @@ def why_not_written(path: Path) -> str | None:
             with suppress(OSError):  # another run's by now
                 p.rmdir()
     return None
+
+
+def _persist(act: Callable[[], Any]) -> Any:
+    """What `act` returns: a neighbour may take away the new, empty folder that it relies on."""
+    for _ in range(5):
+        with suppress(FileNotFoundError):
+            return act()
+    return act()
 
 
 def check_writable(folder: str | Path, flag: str, problems: Problems) -> None:
@@ -208,21 +216,38 @@ def publish(partial: Path, save_dir: str | Path) -> None:
     _tidy(folder)
 
 
+@contextmanager
+def fresh(save_dir: str | Path) -> Iterator[Path]:
+    """For `with`: an empty folder, which gets its final name where all went well. Nobody else writes it
+    meanwhile."""
+    partial = partial_folder(save_dir)
+    with alone(save_dir):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        publish(partial, save_dir)
+
+
 def recover(save_dir: str | Path, partial: Path | None = None, whole: str = WHOLE) -> bool:
     """Finish a publishing in whose midst a kill came: whether a whole folder got its name only now.
 
-    Nothing is done while another process works there.
+    Nothing is done while another process works there, or recovers it.
     """
     folder, old = Path(save_dir).resolve(), _beside(save_dir, "old")
     partial = partial or partial_folder(save_dir)
-    finished = (partial / whole).is_file()
-    if not (finished or old.exists() or (folder / STATE).exists()) or is_held(lock_file(save_dir)):
+    if not ((partial / whole).is_file() or old.exists() or (folder / STATE).exists()):
         return False
-    if finished:
-        publish(partial, folder)
-    elif not folder.exists():
-        old.rename(folder)
-    _tidy(folder)
+    with ExitStack() as lock:
+        try:
+            lock.enter_context(holding(lock_file(save_dir)))
+        except (Held, OSError):
+            return False
+        finished = (partial / whole).is_file()  # others may have done it meanwhile
+        if finished:
+            publish(partial, folder)
+        elif not folder.exists() and old.exists():
+            old.rename(folder)
+        _tidy(folder)
     return finished
 
 
@@ -259,6 +284,16 @@ def try_lock(handle: int, shared: bool = False, wait: bool = False) -> bool:
     return True
 
 
+def _lock_soon(handle: int, seconds: float, shared: bool = False) -> bool:
+    """As try_lock; whoever only asks whether a lock is held has it for a moment, which is waited for."""
+    until = time.monotonic() + seconds
+    while not try_lock(handle, shared):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 def is_held(lock: Path) -> bool:
     """Whether a process holds the lock file, by `exclusive`."""
     try:
@@ -266,47 +301,78 @@ def is_held(lock: Path) -> bool:
     except OSError:
         return False
     try:
-        return not try_lock(handle)
+        return not _lock_soon(handle, 0.1)
     except OSError:  # file systems without locks
         return False
     finally:
         os.close(handle)
 
 
+def written_above(folder: Path) -> Path | None:
+    """The folder above that a run writes now, and would replace with all that is in it."""
+    return next((p for p in folder.resolve().parents[:ABOVE] if is_held(lock_file(p))), None)
+
+
 def alone(save_dir: str | Path):
     """For `with`: nobody else writes the folder meanwhile. Raises SystemExit where somebody does."""
-    lock_file(save_dir).parent.mkdir(parents=True, exist_ok=True)
     return exclusive(lock_file(save_dir), f"another run writes {save_dir}")
 
 
 @contextmanager
 def exclusive(lock: Path, doing: str, shared: bool = False, wait: bool = False) -> Iterator[None]:
-    """Hold the lock file, which exists only meanwhile. Raises SystemExit where another process holds it.
-
-    The system releases it when the process ends, however it ends. doing: for the message. shared, wait: as
-    for try_lock().
-    """
-    while True:
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    """`holding`. Raises SystemExit where another process holds the lock. doing: for the message."""
+    with ExitStack() as held:
         try:
-            free = try_lock(handle, shared, wait)
-        except OSError as why:  # file systems without locks
-            print(
-                f"note: {lock.parent} cannot be locked ({why.strerror}): start nothing else that writes there"
-            )
-            break
-        if not free:
-            os.close(handle)
+            held.enter_context(holding(lock, shared, wait))
+        except Held:
             fail(f"{doing} already (it holds {lock}); wait for it, or stop it")
-        # the one who held it before may have removed the file between our opening and our locking it
-        if lock.exists() and lock.stat().st_ino == os.fstat(handle).st_ino:
-            break
-        os.close(handle)
+        yield
+
+
+class Held(Exception):
+    """Another process holds the lock."""
+
+
+@contextmanager
+def holding(lock: Path, shared: bool = False, wait: bool = False) -> Iterator[None]:
+    """Hold the lock file, which exists only meanwhile. Raises Held where another process holds it.
+
+    The system releases it when the process ends, however it ends. shared: together with others who share it.
+    wait: until it is free.
+    """
+    handle, locked = _taken(lock, shared, wait)
     _held.add(handle)
     try:
         yield
     finally:
-        if not shared or try_lock(handle):  # the last of those who share it
+        if not shared or not locked or try_lock(handle):  # the last of those who share it
             lock.unlink(missing_ok=True)
         _held.discard(handle)
+        os.close(handle)
+
+
+def _taken(lock: Path, shared: bool, wait: bool) -> tuple[int, bool]:
+    """The open lock file, and whether it could be locked; some file systems have no locks."""
+
+    def opened() -> int:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+
+    while True:
+        handle = _persist(opened)
+        try:
+            free = try_lock(handle, shared, wait) if wait else _lock_soon(handle, 1.0, shared)
+        except OSError as why:
+            print(
+                f"note: {lock.parent} cannot be locked ({why.strerror}): start nothing else that writes there"
+            )
+            return handle, False
+        if not free:
+            os.close(handle)
+            raise Held
+        try:  # who held it before may have removed the file between our opening and our locking it
+            if os.stat(lock).st_ino == os.fstat(handle).st_ino:
+                return handle, True
+        except FileNotFoundError:
+            pass
         os.close(handle)

@@ -22,7 +22,11 @@ def parse(text: str | bytes) -> Any:
 
 def read(path: Path) -> tuple[list[bytes], bytes]:
     """The whole lines, and what a stop in the middle of a line has left behind them; none without a file."""
-    *lines, rest = (path.read_bytes() if path.is_file() else b"").split(b"\n")
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        content = b""
+    *lines, rest = content.split(b"\n")
     return lines, rest
 
 
