@@ -53,7 +53,7 @@ KINDS = {  # of masks, with the flags that make them
     "topk": ["--mask_kind", "topk"],
     "random": ["--mask_kind", "random"],
 }
-SAME = ("nano",)  # flags of all runs in one folder
+SAME = ("nano", "model_id", "dtype")  # flags of all runs in one folder
 MORE = {"text": "--retain_text", "inside": "--mask_retain"}
 
 
@@ -122,6 +122,13 @@ def parse_args(argv: list[str] | None = None):
         "--nano", type=cli.path, default=ROOT / "runs/nano", help="what demo.sh made; default runs/nano"
     )
     p.add_argument(
+        "--model_id", type=cli.path, help="what the vanilla model was before; default NANO/data/untrained"
+    )
+    p.add_argument(
+        "--dtype", type=cli.choice("auto", "fp32", "mixed"), default="auto",
+        help="of training and masks; default auto",
+    )  # fmt: skip
+    p.add_argument(
         "--methods",
         type=METHODS,
         default=["GA_Diff", "manifold:both"],
@@ -148,6 +155,7 @@ def parse_args(argv: list[str] | None = None):
         if not (args.nano / model / "run.json").is_file():
             args.problems.add(f"--nano: {args.nano} holds no {model} model; run bash demo.sh first")
     args.nano = args.nano.resolve()
+    args.model_id = (args.model_id or args.nano / "data/untrained").resolve()
     begun.check(args, *SAME)
     args.problems.stop()
     return args
@@ -160,6 +168,8 @@ class Places:
 
     save_dir: Path
     nano: Path
+    model_id: Path
+    dtype: str = "auto"
 
     @property
     def vanilla(self) -> Path:
@@ -167,8 +177,9 @@ class Places:
 
     def shared(self) -> list[str | Path]:
         return [
-            "--model_id", self.nano / "data/untrained", "--vanilla_dir", self.nano / "vanilla",
-            "--data_split_dir", self.nano / "data/MLLMMU-Bench", "--forget_ratio", RATIO, "--batch_size", "4",
+            "--model_id", self.model_id, "--vanilla_dir", self.nano / "vanilla", "--batch_size", "4",
+            "--data_split_dir", self.nano / "data/MLLMMU-Bench", "--forget_ratio", RATIO,
+            "--dtype", self.dtype,
         ]  # fmt: skip
 
     def mask(self, kind: str, fraction: str) -> Step:
@@ -197,9 +208,9 @@ class Places:
 
     def evaluate(self, model: Path) -> Step:
         argv = [
-            "eval/MLLMU_eval.py", "--evaluated_model", model, "--original_model",
-            self.nano / "data/untrained", "--data_split_dir", self.nano / "data/MLLMU-Bench",
-            "--forget_ratio", RATIO, "--mcq", "likelihood", "--tasks", "classification,cloze",
+            "eval/MLLMU_eval.py", "--evaluated_model", model, "--original_model", self.model_id,
+            "--data_split_dir", self.nano / "data/MLLMU-Bench", "--forget_ratio", RATIO,
+            "--mcq", "likelihood", "--tasks", "classification,cloze",
             "--batch_size", "64", "--output_dir", self.answers(model),
         ]  # fmt: skip
         made = evaluation(self.answers(model)) / "results.json"
@@ -324,7 +335,7 @@ def main(args) -> None:
         for m in args.methods
         for lr in m.lrs or args.lrs
     ]
-    places = Places(args.save_dir.resolve(), args.nano)
+    places = Places(args.save_dir.resolve(), args.nano, args.model_id, args.dtype)
     with folders.exclusive(places.save_dir / ".lock", f"a study writes {args.save_dir}"):
         begun.note(args, *SAME)
         with Crew(args.workers, places.save_dir / "logs") as crew:

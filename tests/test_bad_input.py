@@ -145,6 +145,7 @@ def test_what_is_wrong_with_a_model_folder(tmp_path, tiny, nano):
     for wrong, word in (
         ({"architectures": ["LlavaLlamaForCausalLM"]}, "the Hugging Face form of LLaVA-1.5"),
         ({"quantization_config": {"load_in_4bit": True}}, "quantized"),
+        ({"text_config": right["text_config"] | {"quantization_config": {"bits": 4}}}, "quantized"),
         ({"model_type": None}, "no model_type"),
         ({"model_type": [1]}, "no model_type"),
         ({"text_config": 3}, "under text_config"),

@@ -96,7 +96,8 @@ def _why_not_from_json(config: dict) -> str | None:
     kinds = {"text_config": dict, "vision_config": dict, "architectures": list}
     if wrong := [n for n, known in kinds.items() if not isinstance(config.get(n) or known(), known)]:
         return f"its config.json holds something else than it should under {', '.join(wrong)}"
-    if "quantization_config" in config:
+    parts = (config, config.get("text_config") or {}, config.get("vision_config") or {})
+    if any(part.get("quantization_config") for part in parts):  # it could not be saved again
         return "its weights are quantized; give the original, full-precision model"
     if kind in FAMILIES and classes and not any(str(c).endswith("ForConditionalGeneration") for c in classes):
         # e.g. the authors' own LLaVA-1.5, whose weights have other names
