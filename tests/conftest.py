@@ -11,14 +11,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: more threads only cost time
+# tiny models: more threads only cost time, and processes must have as many as this one
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+    del os.environ[name]  # servers of the tests are on this machine
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import pytest
+from tqdm.std import TqdmDefaultWriteLock
+
+# forks share it, and one that is killed while it draws a bar would never give it back
+TqdmDefaultWriteLock.mp_lock = None
 
 FAMILIES = ("llava", "qwen2_vl", "mllama")  # the paper's
 PICTURE_TOKENS = {

@@ -228,7 +228,7 @@ def test_a_hub_that_does_not_answer_is_told_at_once(tmp_path, nano, monkeypatch)
     began = time.monotonic()
     code, errors, _ = run("MLLMU_GA.py", "--model_id", "nobody/nothing", *argv)
     assert code == 2 and flags_of(errors) == ["--model_id"] and "does not answer" in errors[0]
-    assert time.monotonic() - began < 30  # its client would try for minutes
+    assert time.monotonic() - began < 100  # its client would try for minutes
 
 
 FIX = "install one, and requirements.txt in it"

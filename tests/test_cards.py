@@ -70,6 +70,9 @@ def test_a_card_of_somebody_else_is_left_alone(tmp_path):
 
 
 # ---------------------------------------------------------------- the hub
+HARNESSES = "/api/agent-harnesses"
+
+
 class Hub(ThreadingHTTPServer):
     """What huggingface_hub asks of the hub for an upload of plain files. files: {path: bytes} that came."""
 
@@ -118,7 +121,7 @@ class Answer(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(monkeypatch):
+def server(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
     server = Hub()
@@ -126,6 +129,8 @@ def server(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    # what huggingface_hub asks once a day, without a token, and keeps
+    monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(tmp_path / "agents.json"), raising=False)
     yield server
     server.shutdown()
     server.server_close()
@@ -136,7 +141,7 @@ def test_a_finished_model_is_pushed(server, train_args, tmp_path, capsys):
     create = next(body for path, _, body in server.asked if path.endswith("/repos/create"))
     made = json.loads(create)
     assert made.get("private") is True or made.get("visibility") == "private"
-    assert all(token == "Bearer hf_secret" for _, token, _ in server.asked)
+    assert all(token == "Bearer hf_secret" for path, token, _ in server.asked if path != HARNESSES)
     assert {"config.json", "model.safetensors", "tokenizer.json", card.NAME} <= server.files.keys()
     assert not {"run.json", "log.jsonl"} & server.files.keys(), "they tell of this machine"
     saved = (tmp_path / "run" / "model.safetensors").read_bytes()

@@ -28,11 +28,14 @@ def launch(script: str, *argv, engine: str = "ddp") -> str:
         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port",
         "0",
     ]  # fmt: skip
-    done = subprocess.run(
-        [*command, str(ROOT / script), *map(str, argv)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    for _ in range(2):
+        done = subprocess.run(
+            [*command, str(ROOT / script), *map(str, argv)],
+            env=os.environ | {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if "address already in use" not in done.stderr:  # the port that accelerate found free
+            break
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -117,6 +120,7 @@ def test_every_method_in_two_processes(engine, run_with, tiny, masks):
             # a gradient that is rounding alone, as of a key's bias, is 0 in one of them
             seen = one_update.pop("weights_seen")
             assert two_update.pop("weights_seen") == pytest.approx(seen, abs=20)
+            assert two_update.pop("moved") == pytest.approx(one_update.pop("moved"), abs=2e-3)
             assert one_update == two_update
             assert [x["loss"] for x in logs[0]] == pytest.approx([x["loss"] for x in logs[1]], rel=1e-5)
             norms = [[x["grad_norm"] for x in log] for log in logs]

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import sys
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from conftest import ROOT, load_script
 from utils.cli import Problems
 from utils.loop import engines
 from utils.masks import Mask, pack, repack, unpack
+from utils.run import machine
 
 
 @pytest.fixture
@@ -123,3 +125,13 @@ def test_the_slurm_file_says_its_command(monkeypatch):
     assert (sbatch, file) == ("sbatch", "configs/train.slurm")
     check_command(words, monkeypatch)
     assert "configs/2nodes_fsdp2.yaml" in (ROOT / file).read_text()
+
+
+# ---------------------------------------------------------------- the machine
+def test_what_a_mac_does_not_tell(monkeypatch):
+    peak = machine.peak_memory()
+    assert 10_000_000 < peak < 10**12 and machine.cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(sys, "platform", "darwin")  # there in bytes
+    assert machine.cores() == 8 and machine.peak_memory() < peak / 500

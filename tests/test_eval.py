@@ -42,8 +42,9 @@ def mixed(nano, tmp_path_factory):
 
 
 @pytest.fixture
-def evaluate(mixed, tiny, tmp_path):
+def evaluate(mixed, tiny, tmp_path, monkeypatch):
     """evaluate(name, **flags) -> (result folder, predictions of the forget split)."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})  # two workers, also on one core
 
     def run(name: str, **flags):
         given = {

@@ -180,8 +180,8 @@ def test_the_vanilla_model_is_loaded_once(method, lora, train_args, tiny, monkey
     samples = order.phases[-1].samples
     anew = type(first)(trainer.args, str(tiny["llava"]), samples)
     after = type(first)(trainer.args, trainer, samples)
-    same = lambda a, b: all(torch.equal(a.by_id[s.id], b.by_id[s.id]) for s in samples)
-    assert same(first, anew) and same(after, anew) == lora
+    far = lambda a, b: max(float((a.by_id[s.id] - b.by_id[s.id]).abs().max()) for s in samples)
+    assert far(first, anew) < 1e-5 and (far(after, anew) < 1e-5) == lora
     assert trainer.model.training and all(
         p.requires_grad == ("lora" in n or not lora) for n, p in trainer.parameters.items()
     )
