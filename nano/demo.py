@@ -25,7 +25,7 @@ from nano.settings import DEMOS, Demo
 from nano.steps import FIRST, results, steps
 from nano.warm import ROOT, Crew, Step, command
 from utils import cli
-from utils.run import folders
+from utils.run import folders, machine
 
 FIRST_TABLE = ("vanilla", *FIRST, "retrained")
 
@@ -37,7 +37,7 @@ def parse_args(argv: list[str] | None = None):
         help="whose layout the nano benchmark has, mllmu or clear; default mllmu",
     )  # fmt: skip
     p.add_argument(
-        "--workers", type=cli.number(int, 1, 64), default=os.cpu_count(), help="default: one per core"
+        "--workers", type=cli.number(int, 1, 64), default=machine.cores(), help="default: one per core"
     )
     args = cli.parse(p, argv)
     args.problems.stop()

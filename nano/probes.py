@@ -38,7 +38,7 @@ from nano.settings import DEMOS, Demo
 from nano.steps import results, steps
 from nano.warm import Crew, Step, step
 from utils import cli
-from utils.run import folders
+from utils.run import folders, machine
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +68,7 @@ def parse_args(argv: list[str] | None = None):
     )
     p.add_argument("--probes", type=cli.choices(*PROBES), default=list(PROBES), help="default: all")
     p.add_argument(
-        "--workers", type=cli.number(int, 1, 64), default=os.cpu_count(), help="default: one per core"
+        "--workers", type=cli.number(int, 1, 64), default=machine.cores(), help="default: one per core"
     )
     args = cli.parse(p, argv)
     args.worlds = list(dict.fromkeys(args.worlds))

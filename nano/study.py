@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import re
 import sys
 from collections import defaultdict
@@ -43,7 +42,7 @@ from nano.settings import RATIO, evaluation
 from nano.warm import Crew, Step, step
 from utils import checkpoint, cli
 from utils.benchmark import NANO, given_people
-from utils.run import folders
+from utils.run import folders, machine
 
 FORGOTTEN = "forgotten pictures"
 KINDS = {  # of masks, with the flags that make them
@@ -145,7 +144,7 @@ def parse_args(argv: list[str] | None = None):
     )  # fmt: skip
     p.add_argument("--num_epochs", type=EPOCHS, default=2, help="default 2")
     p.add_argument(
-        "--workers", type=cli.number(int, 1, 64), default=os.cpu_count(), help="default: one per core"
+        "--workers", type=cli.number(int, 1, 64), default=machine.cores(), help="default: one per core"
     )
     args = cli.parse(p, argv)
     args.methods = [method(text) for text in args.methods]

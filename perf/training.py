@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import resource
 import statistics
 import sys
 import tempfile
@@ -28,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from perf.setting import data, prepare, run
 from utils import checkpoint, cli, families, models
 from utils.mllmu import MLLMUBench
-from utils.run import jsonl
+from utils.run import jsonl, machine
 
 SCRIPTS = {"GA": 4, "NPO": 4, "GA_Diff": 1, "KL_Min": 1, "SimNPO": 1, "manifold": 1}  # epochs
 SKIPPED = 2  # first steps of a run, which touch memory for the first time
@@ -66,7 +65,7 @@ def bare_loop(folder: Path) -> None:
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - begin)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = machine.peak_memory()
     print(json.dumps({"seconds": seconds[SKIPPED:], "peak": peak}))
 
 

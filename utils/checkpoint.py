@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 
 from utils import cli
 from utils.data import fingerprint
+from utils.run import machine
 from utils.run.jsonl import parse
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "pillow", "numpy")
@@ -67,7 +67,7 @@ def cost(started: float) -> dict[str, Any]:
 
     return {
         "seconds": round(time.monotonic() - started, 1),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # ru_maxrss is in KiB
+        "peak_memory_bytes": machine.peak_memory(),
         "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
     }
 

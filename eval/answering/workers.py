@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from utils import checkpoint, cli, families, models
-from utils.run import screen
+from utils.run import machine, screen
 
 if TYPE_CHECKING:
     from eval.answering.plan import Request
@@ -68,7 +68,7 @@ def pick_devices(gpus: Sequence[int]) -> list[str]:
 
     there = torch.cuda.device_count()
     if not there:
-        return ["cpu"] * min(len(gpus), len(os.sched_getaffinity(0)))
+        return ["cpu"] * min(len(gpus), machine.cores())
     missing = [gpu for gpu in gpus if gpu >= there]
     if missing:
         cli.fail(f"--gpus: there is no GPU {missing[0]}; this process sees {there}, from 0")
@@ -127,7 +127,7 @@ def answer_batches(
 ) -> Iterator[Answered]:
     """The batches' answers as they come, by one worker per device."""
     if len(devices) > 1:
-        cores = len(os.sched_getaffinity(0)) // len(devices)
+        cores = machine.cores() // len(devices)
         asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # one per level, as OpenMP has it
         threads = min(int(asked), cores) if asked.isdecimal() else cores
         yield from answer_in_processes(setup, devices[: len(batches)], batches, max(1, threads))

@@ -111,6 +111,7 @@ def accelerator() -> Accelerator:
     Raises SystemExit where several processes were started that do not know of each other: each would do all
     of the work and write the same folder.
     """
+    import torch
     from accelerate import (
         Accelerator,
         DistributedDataParallelKwargs,
@@ -121,7 +122,9 @@ def accelerator() -> Accelerator:
 
     # text-only batches leave the vision part without gradients
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    acc = Accelerator(kwargs_handlers=[unused, InitProcessGroupKwargs(timeout=PATIENCE)])
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    # on Apple's GPUs nothing was tried
+    acc = Accelerator(cpu=torch.backends.mps.is_available(), kwargs_handlers=[unused, patience])
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != acc.num_processes:
         fail(
