@@ -71,9 +71,16 @@ def read_questions(args, bench: MLLMUBench):
         )
         return questions, {}
     person, shots = choose_shots(pool, forget, args.seed, args.shots)
-    most = max(map(len, shots.values()), default=0)
-    if args.shots > most:
-        args.problems.add(f"--shots: {args.shots}, but {person} has at most {most} questions of one kind")
+    kinds = dict.fromkeys((q.task, q.modality) for q in questions)
+    most = {" ".join(kind): len(shots.get(kind, ())) for kind in kinds}
+    if args.shots > max(most.values(), default=0):
+        largest = max(most.values(), default=0)
+        args.problems.add(f"--shots: {args.shots}, but {person} has at most {largest} questions of one kind")
+    if fewer := [f"{kind} ({count})" for kind, count in most.items() if count < args.shots]:
+        bench.notes.append(
+            f"few_shot: fewer than {args.shots} examples are shown before questions of {', '.join(fewer)}:"
+            f" all that {person} has"
+        )
     bench.notes.append(f"few_shot examples are of person {person}, whose own questions are left out")
     return [q for q in questions if q.person != person], shots
 

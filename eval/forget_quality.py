@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from eval.metrics import forget_quality
 from eval.results.predictions import read_predictions
-from eval.results.read import Result, load_results
+from eval.results.read import Result, load_results, other_ratio
 from utils import checkpoint, cli, flags
 from utils.run import folders
 
@@ -32,14 +32,14 @@ def parse_args(argv: list[str] | None = None):
 
 
 def truth_ratios(result: Result, problems: cli.Problems) -> dict[str, float]:
-    """Truth ratios of the forget split by question; a problem, and none, where there are no such answers."""
+    """Truth ratios of the forget split by Prediction.key; a problem, and none, where there are none."""
     file = result.folder / "predictions_forget.jsonl"
     try:
         answers = list(read_predictions(file)) if file.is_file() else []
     except ValueError as error:
         problems.add(f"{error}; run that evaluation again")
         return {}
-    found = {a.id: a.scores["truth_ratio"] for a in answers if a.task == "truth_ratio"}
+    found = {a.key: a.scores["truth_ratio"] for a in answers if a.task == "truth_ratio"}
     if not found:
         problems.add(
             f"{result.folder}: no truth ratios of the forget split; evaluate with eval/CLEAR_eval.py"
@@ -57,6 +57,17 @@ def main(args) -> None:
     results, references = (
         load_results(paths, args.problems, forget_ratio=args.forget_ratio) for paths in (args.results, given)
     )
+    twice = [r for r in references if sum(o.setting == r.setting for o in references) > 1]
+    if twice:
+        names = ", ".join(r.label for r in twice)
+        args.problems.add(f"--reference: {args.reference} holds several evaluations ({names}); name one")
+    for r in references:
+        if not r.never_knew("image") or other_ratio(r.trained, r.forget_ratio) is not None:
+            made = r.trained.get("script") or "it is not said by what"
+            print(
+                f"note: --reference: {r.label} was not retrained without the people to forget at"
+                f" {r.forget_ratio} % ({made}); all numbers here mean nothing unless it never knew them"
+            )
     references = {(r.benchmark, r.forget_ratio): r for r in references}
     rows = {}
     for result in results:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 import zlib
 from collections.abc import Collection, Sequence
 from functools import lru_cache
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
 
 BINS = 20  # of the histograms that forget_quality compares
+LARGEST = 600.0  # exponent of a ratio: what is larger, of a model that has collapsed, would be no number
 LOWEST = 0.2  # share of an answer's tokens that Min-K looks at, at least one
 
 
@@ -40,9 +42,11 @@ def letter_choice(reply: str, options: Collection[str]) -> str | None:
 
 
 def cloze_hit(reply: str, truth: str) -> bool:
-    """Whether the reply contains the truth, ignoring case. Raises ValueError for an empty truth."""
+    """Whether the reply contains the truth, ignoring case, blanks around it and the Unicode form. Raises
+    ValueError for an empty truth."""
     _require_truth(truth)
-    return truth.lower() in reply.lower()
+    folded = lambda text: unicodedata.normalize("NFC", text).lower()
+    return folded(truth.strip()) in folded(reply)
 
 
 def generation_scores(reply: str, truth: str) -> dict[str, float]:
@@ -82,7 +86,7 @@ def truth_ratio(right: float, wrong: Sequence[float]) -> float:
     From log-probabilities per token. 0: the truth is known; about 1: no idea. TOFU (arXiv 2401.06121) §2.2.1,
     as CLEAR (arXiv 2410.18057). CLEAR's released code takes the geometric instead of this arithmetic mean.
     """
-    return math.fsum(math.exp(score - right) for score in wrong) / len(wrong)
+    return math.fsum(math.exp(min(score - right, LARGEST)) for score in wrong) / len(wrong)
 
 
 def truth_scores(right: float, wrong: Sequence[float]) -> dict[str, float]:

@@ -3,8 +3,8 @@
     bash demo.sh [mllmu|clear]
 
 Makes a nano benchmark of invented people, trains a tiny LLaVA on them (the vanilla model), forgets a tenth of
-them with every method, retrains without their pictures (the gold standard), and evaluates all. Shown are the
-table, the trade-off plot and a page with portraits and answers before and after. Everything lies under
+them with every method but SimNPO, retrains without their pictures (the gold standard), and evaluates all.
+Shown are the table, the trade-off plot and a page with portraits and answers before and after. All lies under
 runs/nano/ (clear: runs/nano_clear/), the commands that did it in its commands.sh; a second run skips what is
 done. The commands run in warm processes, one per core (nano/warm.py). docs/nano.md: where the learning rates
 come from.

@@ -11,6 +11,7 @@ from conftest import RATIO, picture_cell, read_table, sample, write_table
 from utils.cli import Problems
 from utils.data import Question, fingerprint
 from utils.mllmu import MLLMUBench
+from utils.reading.tables import parquet_files, shard_problem
 
 KEEP = f"retain_{100 - RATIO}"
 FORGET = f"forget_{RATIO}"
@@ -188,6 +189,15 @@ def test_save_to_disk_folder(copy, nano):
         (q.id, q.picture.data if q.picture else None) for q in theirs.questions("test", 3)
     ]
     assert not ours.problems.lines
+
+
+def test_a_copy_of_a_shard_is_told(tmp_path):
+    folder = tmp_path / "forget_5"
+    folder.mkdir()
+    for name in ("train-00000-of-00002.parquet", "train-00000-of-00002 (1).parquet"):
+        (folder / name).touch()
+    assert "(1).parquet beside files" in shard_problem(parquet_files(folder))
+    assert shard_problem([folder / "mine.parquet", folder / "other.parquet"]) is None
 
 
 def test_shards_are_read_in_order(copy, nano):

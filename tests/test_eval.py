@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAMILIES, ROOT, jsonl, picture_cell, read_table, run_script, write_table
+from conftest import FAMILIES, ROOT, edited, jsonl, picture_cell, read_table, run_script, write_table
 
 from eval.answering.plan import MemoryCost, plan_batches
 from utils.run import folders
@@ -632,3 +632,51 @@ def test_the_shell_script(tiny, mixed, tmp_path):
 def test_the_shell_script_with_wrong_arguments(words, said):
     done = shell(*words)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+# ---------------------------------------------------------------- what would be a wrong number
+def test_logits_that_are_no_numbers_are_no_forgetting(evaluate, tiny, tmp_path, capfd):
+    """Every weight is finite, what is computed with them is not."""
+    from safetensors.torch import load_file, save_file
+
+    file = Path(shutil.copytree(tiny["llava"], tmp_path / "broken")) / "model.safetensors"
+    held = load_file(file)
+    held = {n: w.float() if "lm_head" not in n else torch.full(w.shape, 3e38) for n, w in held.items()}
+    save_file(held, file, metadata={"format": "pt"})
+    with edited(file.with_name("config.json")) as config:
+        config["dtype"] = "float32"
+    for mcq in ("letter", "likelihood"):
+        with pytest.raises(SystemExit) as end:
+            evaluate(mcq, evaluated_model=tmp_path / "broken", mcq=mcq, tasks="classification", dtype="fp32")
+        assert end.value.code == 3 and "logits are NaN or infinity" in capfd.readouterr().err
+        assert not (tmp_path / mcq / "zero_shot" / "forget05").exists()
+
+
+def test_nothing_to_ask_and_another_benchmarks_answers(evaluate, mixed, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        evaluate("none", splits="world", tasks="cloze", data_split_dir=mixed / "MLLMU-Bench")
+    assert end.value.code == 2
+    folder, _ = evaluate("one", tasks="cloze")
+    with edited(folder / "results.json") as content:
+        content["benchmark"] = "nano CLEAR"
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        evaluate("one", tasks="cloze")
+    assert end.value.code == 2 and "holds an evaluation on nano CLEAR" in capsys.readouterr().err
+
+
+def test_a_vanilla_that_was_asked_otherwise(evaluate, tmp_path, capsys):
+    folder, _ = evaluate("vanilla", tasks="cloze")
+    for key, value, told in (
+        ("max_new_tokens", 5, "with --max_new_tokens 5, not 6"),
+        ("data", {"forget cloze": "0"}, "other questions, or about other pictures, in forget cloze"),
+    ):
+        with edited(folder / "results.json") as content:
+            before, content["settings"][key] = content["settings"][key], value
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            evaluate("x", tasks="cloze", vanilla_dir=tmp_path / "vanilla")
+        assert end.value.code == 2 and told in capsys.readouterr().err
+        with edited(folder / "results.json") as content:
+            content["settings"][key] = before
+    evaluate("x", tasks="cloze", vanilla_dir=tmp_path / "vanilla")

@@ -16,6 +16,8 @@ from eval.metrics import (
     letter_choice,
     membership_scores,
     rouge_reads,
+    truth_ratio,
+    truth_scores,
 )
 from eval.results.predictions import Prediction
 from eval.results.summary import doubts, summarise
@@ -74,6 +76,8 @@ def test_letter_choice_keeps_to_the_options_given():
         ("cathedral", "cat", True),  # a substring is enough, as published
         ("New  York", "New York", False),
         ("", "x", False),
+        ("a goldfish", "goldfish ", True),  # replies are stripped, so the truth is, too
+        ("in Z\u00fcrich", "Zu\u0308rich", True),
     ],
 )
 def test_cloze_hit(reply, truth, hit):
@@ -248,3 +252,8 @@ def test_membership_scores_by_hand():
     assert scores["min_k++"] == pytest.approx(((-4 + 2) / 0.5 + (-3 + 2) / 0.5) / 2)
     assert scores["zlib"] == pytest.approx(-10 / len(zlib.compress(b"chess")))
     assert membership_scores([-1.0, -2.0], [0, 0], [1, 1], "x")["min_k"] == -2.0  # at least one
+
+
+def test_the_truth_ratio_of_a_collapsed_model_is_a_number():
+    assert 1e200 < truth_ratio(-5000.0, [0.0, -1.0]) < float("inf")
+    assert truth_scores(-5000.0, [0.0])["truth"] == 0

@@ -549,3 +549,58 @@ def test_as_a_user_runs_it_without_torch(runs, tmp_path):
     done = subprocess.run([sys.executable, "-c", code, script, *arguments], cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     assert "31.2 (39/125) -20.0" in done.stdout.decode("utf-8")
+
+
+# ---------------------------------------------------------------- what a verdict must not be read without
+RETRAINED = {"trained": {"script": "MLLMU_reference.py", "forget_ratio": 5}}
+
+
+def test_the_compact_table_warns_too(tmp_path, capsys):
+    write(tmp_path / "vanilla")
+    unreadable = {"classification": {"image": count(3, 125) | {"unreadable": 120, "chance": 25.0}}}
+    write(
+        tmp_path / "GA", splits={"forget": unreadable}, trained={"script": "MLLMU_GA.py", "forget_ratio": 10}
+    )
+    out = " ".join(run(capsys, tmp_path, "--brief").split())
+    assert "warning: replies that name no option count as wrong" in out
+    assert "GA (trained at 10 %, evaluated at 5 %)" in out
+
+
+def test_several_retrained_rows_are_told(tmp_path, capsys):
+    for name in ("vanilla", "one", "two"):
+        write(tmp_path / name, **({} if name == "vanilla" else RETRAINED))
+    out = " ".join(run(capsys, tmp_path).split())
+    assert "warning: several retrained rows (one, two); compared is with one (choose by --reference)" in out
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        ({"shots": 2}, "GA (shots 2, not 1)"),
+        ({"max_new_tokens": 3}, "GA (max_new_tokens 3, not 64)"),
+        ({"examples": "b"}, "GA (other solved examples)"),
+        ({"data": {"forget cloze": "y"}}, "GA (other questions or pictures in forget cloze)"),
+        ({"data": {"retain cloze": "y"}}, None),
+        ({}, None),
+    ],
+)
+def test_rows_that_were_asked_otherwise_are_told(own, told, tmp_path, capsys):
+    of = {"shots": 1, "max_new_tokens": 64, "examples": "a", "data": {"forget cloze": "x"}}
+    write(tmp_path / "vanilla", shot="few_shot", settings=of)
+    write(tmp_path / "GA", shot="few_shot", settings=of | own)
+    out = " ".join(run(capsys, tmp_path).split())
+    assert ("asked otherwise than vanilla" in out) == (told is not None) and (told or "") in out
+
+
+def test_what_there_was_to_forget_is_told_of_each_setting(tmp_path, capsys):
+    for ratio, known in ((5, [0] * 20), (10, ALL)):
+        for name, right in (("vanilla", ALL), ("retrained", known)):
+            folder = answered(tmp_path / name / str(ratio), right)
+            file = folder / "zero_shot/forget05/results.json"
+            content = json.loads(file.read_text()) | {"forget_ratio": ratio, "method": name}
+            file.write_text(json.dumps(content | (RETRAINED if name == "retrained" else {})))
+    out = " ".join(
+        run(capsys, *(tmp_path / n / r for n in ("vanilla", "retrained") for r in ("5", "10"))).split()
+    )
+    assert "To forget in pictures, vanilla − retrained: VQA 100 [100, 100]. (MLLMU-Bench, forget 5 %" in out
+    assert "nothing to forget in pictures by VQA 0 [0, 0]" in out and "(MLLMU-Bench, forget 10 %" in out

@@ -74,3 +74,26 @@ def test_the_losses_of_a_long_run_are_drawn(train_args, tmp_path, monkeypatch):
     tracking.draw_losses(records, tmp_path / "two.png")
     with Image.open(tmp_path / "two.png") as picture:
         assert picture.width == 2 * one[0] and len(picture.convert("L").getcolors()) > 20
+
+
+def test_a_tracker_that_fails_loses_nothing(train_args, tmp_path, monkeypatch, capsys):
+    class SummaryWriter:
+        def __init__(self, folder):
+            pass
+
+        def add_scalar(self, *_, **__):
+            raise ConnectionError("the server is gone")
+
+        add_hparams = flush = lambda *_, **__: None
+        close = add_scalar
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=SummaryWriter))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    looked_for(monkeypatch, {"tensorboardX": "here"})
+    from accelerate import tracking as theirs
+    from accelerate.utils import LoggerType
+
+    monkeypatch.setattr(theirs, "_available_trackers", [LoggerType.TENSORBOARD])
+    run_script(GA, *train_args(report_to="tensorboard"))
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert capsys.readouterr().err.count("the server is gone; the run goes on") == 1

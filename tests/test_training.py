@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import FAMILIES, RATIO, jsonl, picture_cell, run_script, sample, weights
+from conftest import FAMILIES, RATIO, edited, jsonl, picture_cell, run_script, sample, weights
 
 from utils import families, training
 from utils.loop.batches import Stream
@@ -121,6 +122,45 @@ def test_what_a_run_leaves(train_args, tmp_path, tiny):
     assert set(manifest["versions"]) >= {"torch", "transformers"} and manifest["device"] == "cpu"
     assert manifest["final_losses"] == {"forget": log[-1]["loss"]}
     assert manifest["seconds"] > 0 and manifest["peak_memory_bytes"] > 1e8
+
+
+def test_a_constant_rate_is_warmed_up_too(train_args, tmp_path, capsys):
+    run_script(GA, *train_args(lr_schedule="constant", warmup_ratio=0.5))
+    log = jsonl(tmp_path / "run" / "log.jsonl")
+    assert [line["lr"] for line in log] == pytest.approx([0, 0.5e-3, 1e-3, 1e-3])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        run_script(GA, *train_args(schedule_every="epoch", warmup_ratio=0.5, lora=False, lora_r=8))
+    told = capsys.readouterr().err
+    assert end.value.code == 2 and "--warmup_ratio: not with --schedule_every epoch" in told
+    assert "--lora_r: has no effect with --lora False" in told
+
+
+def test_a_head_of_its_own_stays_one(train_args, tiny, tmp_path):
+    """Though config.json says that it is the embeddings."""
+    from safetensors.torch import load_file, save_file
+
+    base = Path(shutil.copytree(tiny["llava"], tmp_path / "base"))
+    with edited(base / "config.json") as config:
+        config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = True
+    file = base / "model.safetensors"
+    held = load_file(file)
+    assert any("lm_head" in name for name in held)
+    save_file(held, file, metadata={"format": "pt"})
+    run_script(GA, *train_args(model_id=base, lora=False))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["tie_word_embeddings"] is False
+    assert any("lm_head" in name for name in load_file(tmp_path / "run" / "model.safetensors"))
+
+
+def test_rounding_of_all_weights_is_told(train_args, vanilla_in_fp32, tmp_path, capsys):
+    run_script(GA, *train_args(model_id=vanilla_in_fp32, lora=False, dtype="bf16", max_steps=1))
+    assert "rounded to bf16 on loading, also outside a mask" in capsys.readouterr().out
+
+
+@pytest.fixture
+def vanilla_in_fp32(train_args, tmp_path):
+    run_script(GA, *train_args(save_dir=tmp_path / "fp32", lora=False, max_steps=1))
+    return tmp_path / "fp32"
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

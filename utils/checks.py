@@ -62,6 +62,13 @@ def check(args, data: dict[str, list[Sample]], bench: Bench) -> None:
         )
     if args.quantize != "none":
         _check_quantize(args)
+    if args.released.schedule_every == "epoch" and args.warmup_ratio:
+        args.problems.add(
+            "--warmup_ratio: not with --schedule_every epoch, whose whole first epoch would have a rate of 0"
+        )
+    sizes = ("lora_r", "lora_alpha", "lora_parts")
+    for name in [] if args.lora else [n for n in sizes if getattr(args, n, None) != args.defaults.get(n)]:
+        args.problems.add(f"--{name}: has no effect with --lora False; leave it out, or give --lora True")
     if not args.merge and not args.lora:
         args.problems.add("--merge: False saves an adapter alone, and --lora False trains none")
     if not args.problems.lines:

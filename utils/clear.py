@@ -231,7 +231,10 @@ class CLEARBench(Bench):
                     options = _options(row, "name", "perturbed_names", f"{seed}/{split}/{row.number}")
                     letter = _letter(options, row.text("name"))
                     yield _ask("classification", split, person, row, picture, WHO, letter, options)
-                wrong = row.texts("perturbed_captions")
+                right = {same_text(paraphrased), same_text(caption)}
+                wrong = [text for text in row.texts("perturbed_captions") if same_text(text) not in right]
+                if not wrong:
+                    raise BadCell("no perturbed caption is another than the caption")
                 answers = {"paraphrased": paraphrased}
                 answers |= {f"perturbed {n}": text for n, text in enumerate(wrong, start=1)}
                 yield _ask(

@@ -58,6 +58,8 @@ class Chat:
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         ends = [token for token in special if after.lstrip().startswith(token)]
         self.end = max(ends, key=len) if ends else tokenizer.eos_token
+        if tokenizer("q")["input_ids"][-1] != tokenizer("q", add_special_tokens=False)["input_ids"][-1]:
+            raise ValueError("its tokenizer appends a token to every text, which would count as the answer's")
         if self.end is None:
             raise ValueError("neither its chat template nor its tokenizer has an end-of-turn token")
 

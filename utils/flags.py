@@ -368,7 +368,7 @@ def add_mask_args(p: argparse.ArgumentParser) -> None:
         " many times the time; default 1",
     )
     _add_loss_args(g)
-    add_seed(g, "recorded with the mask")
+    add_seed(g, "draws for --mask_kind random, --saliency fisher and --fisher_mode train; recorded")
 
 
 def add_filter_args(p: argparse.ArgumentParser, shot: bool = True) -> None:

@@ -134,6 +134,7 @@ def _load_whole(name: str, dtype: str, attn: str, quantize: str) -> PreTrainedMo
         if "scaled_dot_product_attention yet" in str(why):
             fail(f"--attn {attn}: {name} has an attention of its own; give --attn eager")
         fail(f"cannot load the model {name}: {first_line(why)}")
+    _tell_whether_tied(model)
     if info["missing_keys"]:  # transformers would go on with random numbers in their place
         missing = sorted(info["missing_keys"])
         fail(f"the files of {name} lack {len(missing)} of the model's weights, e.g. {missing[0]}")
@@ -144,6 +145,16 @@ def _load_whole(name: str, dtype: str, attn: str, quantize: str) -> PreTrainedMo
         for module in model.modules():  # some CPUs' format for inference, which a forward in eval mode takes
             module.support_avx512bf16_for_cpu = False  # on, has no backward
     return model
+
+
+def _tell_whether_tied(model: PreTrainedModel) -> None:
+    """Files may hold another head than the embeddings though config.json says that they are one: what is
+    loaded counts, also for whoever makes a model of that configuration."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is not embeddings.weight:
+        for config in (model.config, model.config.get_text_config()):
+            if getattr(config, "tie_word_embeddings", False):
+                config.tie_word_embeddings = False
 
 
 def not_finite(model: PreTrainedModel) -> list[str]:

@@ -89,6 +89,9 @@ def alternate(forget: Phase, retain: Phase, args) -> Order:
 
 
 # ---------------------------------------------------------------- the trainer
+WITH_WARMUP = {"constant": "constant_with_warmup"}  # the other has none, whatever is asked for
+
+
 class Trainer:
     """Loads the vanilla model, steps it, and saves it. `data` are all samples of the run, for its
     manifest."""
@@ -107,6 +110,11 @@ class Trainer:
         self.vanilla = args.vanilla_dir or args.model_id
         self.processor = args.processor
         model = models.load_model(self.vanilla, dtype, args.attn, self.processor, args.quantize)
+        if not args.lora and dtype == "bf16" and models.stored_dtype(self.vanilla) in ("float32", "float16"):
+            self.say(
+                f"note: the vanilla model's weights are rounded to {dtype} on loading, also outside a mask;"
+                " --dtype mixed or fp32 does not"
+            )
         self.family = families.family_of(model)
         weights = dict(model.named_parameters())
         self.update = UpdateSample({} if args.lora else weights)
@@ -214,7 +222,10 @@ class Trainer:
         per_epoch = len(plan) // args.num_epochs
         plan = plan[: args.max_steps or None]
         schedule = get_scheduler(
-            args.lr_schedule, self.optimizer.optimizer, round(args.warmup_ratio * len(plan)), len(plan)
+            WITH_WARMUP.get(args.lr_schedule, args.lr_schedule),
+            self.optimizer.optimizer,
+            round(args.warmup_ratio * len(plan)),
+            len(plan),
         )
         self.losses: dict[str, float] = {}
         self.halted: dict[str, float] | None = None  # since when there are no more forget steps, and why
@@ -371,7 +382,7 @@ class Trainer:
         self.update.join()
         weights = None
         if acc.is_fsdp2:  # what each process holds of a weight is a part; an adapter's base is read anew
-            parts = {n: p for n, p in self.parameters.items() if p.requires_grad}
+            parts = {n: p for n, p in self.parameters.items() if p.requires_grad or not self.args.lora}
             weights = whole_weights(parts, state, keep=acc.is_main_process)
         if acc.is_main_process:
             if weights is not None:
@@ -444,6 +455,8 @@ class Trainer:
             f"moved: {100 * found['moved']:.1f} % of the weights that had a gradient"
             f" ({found['weights_seen']:,} looked at)"
         )
+        if not self.args.merge and found["saved_as"] != "float32":
+            found["kept"] = None  # rounded are A and B, not their product
         if found["kept"] and found["saved_as"] != "float32":
             length, cosine = found["kept"]["length"], found["kept"]["cosine"]
             self.say(

@@ -8,6 +8,7 @@ window, are answered by its `generate`, in plain batches.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,9 +27,10 @@ from eval.answering.shared_prefix import (
     rotary_limit,
     rows_at_once,
 )
+from eval.metrics import cloze_hit
 from utils.collate import Chat, Collator, adds_special_tokens, encode
 from utils.losses import label_logits
-from utils.run.ending import NO_MEMORY, fail, first_line
+from utils.run.ending import DIVERGED, NO_MEMORY, fail, first_line
 
 
 class Answerer:
@@ -72,6 +74,21 @@ class Answerer:
         return self.answer(requests)
 
 
+NO_NUMBERS = (
+    "the model's logits are NaN or infinity: it has diverged, or its precision is too small for it (--dtype"
+    " fp32 tells which); nothing was scored"
+)
+
+
+def most_probable(logits: torch.Tensor) -> torch.Tensor:
+    """(B, V) -> (B,) tokens. Raises SystemExit where the logits are no numbers: empty replies would look like
+    forgetting."""
+    values, tokens = logits.max(-1)
+    if not values.isfinite().all():
+        fail(NO_NUMBERS, DIVERGED)
+    return tokens
+
+
 class StopRule:
     """When to stop a reply: as soon as its score is decided."""
 
@@ -92,7 +109,7 @@ class StopRule:
             return False
         if request.letter:
             return any(character.isalnum() for character in self.text(reply))
-        return request.hit is not None and request.hit.lower() in self.text(reply).lower()
+        return request.hit is not None and cloze_hit(self.text(reply), request.hit)
 
     def text(self, reply: Sequence[int]) -> str:
         return self.tokenizer.decode(reply, skip_special_tokens=True).strip()
@@ -232,11 +249,13 @@ class PrefixCachedBackend:
                 labels = torch.tensor(row.labels, device=own.device)
                 log_prob = own[keep - len(labels) :].float().log_softmax(-1).gather(1, labels[:, None])
                 row.score = float(log_prob.double().sum())
+                if math.isnan(row.score):
+                    fail(NO_NUMBERS, DIVERGED)
 
     def _first_tokens(self, prefixes: Prefixes, requests: list[Request], rows: list[Row]) -> None:
         for micro_batch in micro_batches(rows):
-            tokens = self._decode_state(prefixes, micro_batch, new=0).prompt(1)[:, 0].argmax(-1)
-            self._append(requests, micro_batch, tokens)
+            logits = self._decode_state(prefixes, micro_batch, new=0).prompt(1)[:, 0]
+            self._append(requests, micro_batch, most_probable(logits))
 
     def _replies(self, prefixes: Prefixes, requests: list[Request], rows: list[Row]) -> None:
         """Replies to their ends. Finished rows leave once they are a tenth of the batch."""
@@ -246,7 +265,7 @@ class PrefixCachedBackend:
         state = self._decode_state(prefixes, live, new=self.max_new_tokens)
         logits = state.prompt(1)[:, 0]
         while True:
-            tokens = logits.argmax(-1)
+            tokens = most_probable(logits)
             self._append(requests, live, tokens)
             going = [i for i, row in enumerate(live) if not row.done]
             if not going:

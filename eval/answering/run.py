@@ -11,6 +11,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from eval.answering.kept import Batch, Kept
 from eval.results import section
 from eval.results.predictions import Prediction, read_predictions
-from eval.results.read import VERSION, other_ratio, read_results, training_of
+from eval.results.read import ASKED, VERSION, other_ratio, read_results, training_of
 from eval.results.summary import doubts, paired_differences, summarise
 from eval.tasks import TASKS
 from utils import checkpoint, cli, flags, models
@@ -56,18 +57,22 @@ def check_evaluation(args, questions: list[Question], bench) -> None:
     ):
         args.problems.add("--output_dir is needed where --evaluated_model is not a folder")
     elif args.evaluated_model or args.output_dir:
-        _check_output(args)
+        _check_output(args, bench)
     args.mcq, why = _scoring(args, bench)
     args.trained = _training(args)
-    args.vanilla = _vanilla(args, bench)
+    args.vanilla = _vanilla(args, questions, bench)
     twice = [name for name, count in Counter(q.id for q in questions).items() if count > 1]
     if twice:  # answers are kept by the id: one of the two would never be asked
         args.problems.add(f"--data_split_dir: {len(twice)} ids are of several questions, e.g. {twice[0]}")
+    counts = {split: sum(q.split == split for q in questions) for split in args.splits}
+    if not questions:
+        args.problems.add(
+            f"--tasks: there are no questions of {', '.join(args.tasks)} in {', '.join(args.splits)}"
+        )
     args.problems.stop()
     print(cli.given(args))
     for line in [*bench.notes, *notes]:
         print(f"note: {line}")
-    counts = {split: sum(q.split == split for q in questions) for split in args.splits}
     print("questions: " + ", ".join(f"{split} {n}" for split, n in counts.items()))
     print(f"multiple choice by {args.mcq} ({why})")
     ratio = other_ratio(args.trained, args.forget_ratio)
@@ -78,8 +83,8 @@ def check_evaluation(args, questions: list[Question], bench) -> None:
         )
 
 
-def _check_output(args) -> None:
-    """The result can be written, and replaces nothing but an earlier one."""
+def _check_output(args, bench) -> None:
+    """The result can be written, and replaces nothing but an earlier one of the same benchmark."""
     folder, flag = result_folder(args), "--output_dir" if args.output_dir else "--evaluated_model"
     try:
         if args.part != (1, 1):
@@ -91,6 +96,11 @@ def _check_output(args) -> None:
             why = f"lies in {above}, which another run writes now; wait for it, or stop it"
     except OSError as error:
         why = f"cannot be written: {error.strerror}"
+    if not why and (folder / "results.json").is_file():
+        with suppress(ValueError):  # what cannot be read is no loss
+            before = read_results(folder / "results.json")["benchmark"]
+            if before != bench.name:
+                why = f"holds an evaluation on {before}, not {bench.name}; choose another --output_dir"
     if why:
         args.problems.add(f"{flag}: {folder} {why}")
 
@@ -121,7 +131,7 @@ def _training(args) -> dict[str, Any]:
         return {}
 
 
-def _vanilla(args, bench) -> list[Prediction]:
+def _vanilla(args, questions: list[Question], bench) -> list[Prediction]:
     """The predictions of --vanilla_dir, evaluated already, in the same way."""
     if not args.vanilla_dir:
         return []
@@ -136,14 +146,25 @@ def _vanilla(args, bench) -> list[Prediction]:
     except ValueError as why:
         args.problems.add(f"--vanilla_dir: {why}; evaluate the vanilla model again")
         return []
-    now = {"benchmark": bench.name} | {
-        name: getattr(args, name) for name in ("forget_ratio", "shot", "mcq", "seed")
-    }
-    for name, value in now.items():
-        if before.get(name) != value:
-            args.problems.add(
-                f"--vanilla_dir: it was evaluated with --{name} {before.get(name)}, not {value}"
-            )
+    if before["benchmark"] != bench.name:
+        args.problems.add(
+            f"--vanilla_dir: it was evaluated with --benchmark {before['benchmark']}, not {bench.name}"
+        )
+        return []
+    now = {name: getattr(args, name) for name in ("forget_ratio", "shot", "mcq", "seed")}
+    settings = before.get("settings", {})
+    asked = {name: getattr(args, name) for name in ASKED if name in settings}
+    for name, value in (now | asked).items():
+        was = (settings if name in asked else before).get(name)
+        if was != value:
+            args.problems.add(f"--vanilla_dir: it was evaluated with --{name} {was}, not {value}")
+    comparable = before["seed"] == args.seed and not args.skip_bad_rows
+    data = settings.get("data", {}) if comparable else {}
+    now_asked = _fingerprints(questions)
+    if other := [part for part in data if now_asked.get(part, data[part]) != data[part]]:
+        args.problems.add(
+            f"--vanilla_dir: it was asked other questions, or about other pictures, in {', '.join(other)}"
+        )
     return predictions
 
 
@@ -211,8 +232,17 @@ def _settings(args, questions: list[Question], examples: Sequence[Question]) -> 
     return {name: getattr(args, name) for name in names} | {
         "model": weights_stamp(local) if local else args.evaluated_model,
         "questions": fingerprint(questions),
+        "data": _fingerprints(questions),
         "examples": fingerprint(examples),
     }
+
+
+def _fingerprints(questions: list[Question]) -> dict[str, str]:
+    """{"forget cloze": what was asked there, pictures included}"""
+    parts: dict[str, list[Question]] = {}
+    for q in questions:
+        parts.setdefault(f"{q.split} {q.task}", []).append(q)
+    return {part: fingerprint(asked) for part, asked in parts.items()}
 
 
 def weights_stamp(folder: Path) -> str:

@@ -157,6 +157,12 @@ def evaluated(args) -> tuple[Subject, Subject, Subject]:
                     f" {model.folder} with {model.evaluation.get(name)}; evaluate it in the same way"
                 )
     args.problems.stop()
+    made_by = reference.evaluation.get("trained", {}).get("script", "_reference.py")
+    if not made_by.endswith("_reference.py"):
+        print(
+            f"note: --reference: {args.reference} was made by {made_by}, not retrained: what is found means"
+            " nothing unless it never knew the people to forget"
+        )
     return model, reference, vanilla
 
 

@@ -11,7 +11,7 @@ from eval.results.compare import reference_row, title
 from eval.results.figures import shortened
 from eval.results.probed import Probed
 from eval.results.read import Result
-from eval.results.remarks import FEW_PEOPLE, NANO_REMARK
+from eval.results.remarks import FEW_PEOPLE, NANO_REMARK, warnings
 from eval.results.runs import MaskUse, Run, training_time
 from eval.results.verdicts import Aim, aims, findings, gate_summary, sentence, standing
 from eval.tasks import METRICS
@@ -49,6 +49,7 @@ def _of_setting(runs: Sequence[Run], masks: Sequence[MaskUse], probes: Sequence[
     chosen = spoken_for(results)
     attacked = {of.label: of.line for of in probes}
     told = [*gate_summary(results), *meaning(results, shown)]
+    told += warnings(results)
     told += [f"{sentence(r, results)} {attacked.get(r.label, '')}" for r in chosen]
     top = fill(about(results), WIDTH)
     return "\n".join([top, "", table, "", *(fill(line, WIDTH) for line in told if line)])

@@ -212,7 +212,7 @@ def blocks(results: Sequence[Result]) -> list[Block]:
         headers = [f"{m.title} {arrow(split, m)}{_beside(results, split, m)}" for m in metrics]
         cells = [
             [
-                _text(cell_numbers(r, results, split, m), split, m, _retrained(results, split, m))
+                _text(cell_numbers(r, results, split, m), split, m, _retrained([r], results, split, m))
                 for m in metrics
             ]
             for r in results
@@ -222,16 +222,16 @@ def blocks(results: Sequence[Result]) -> list[Block]:
     return out
 
 
-def _retrained(results: Sequence[Result], split: str, metric: Metric) -> float | None:
-    """The number of the first retrained row that a row is compared with."""
-    row = next((ref for r in results if (ref := reference_row(r, results))), None)
+def _retrained(rows: Sequence[Result], results: Sequence[Result], split: str, metric: Metric) -> float | None:
+    """The number of the first retrained row that one of the rows is compared with."""
+    row = next((ref for r in rows if (ref := reference_row(r, results))), None)
     return row and row.value(split, metric.key)
 
 
 def _beside(results: Sequence[Result], split: str, metric: Metric) -> str:
     """ROUGE of a whole sentence never stands alone: what the retrained model has, who knows the words of the
     sentence and nothing else."""
-    value = _retrained(results, split, metric) if metric.number == "rougeL" else None
+    value = _retrained(results, results, split, metric) if metric.number == "rougeL" else None
     return "" if value is None else f" (retrained {value:.{metric.digits}f})"
 
 

@@ -275,7 +275,7 @@ def _level(axes: Axes, rows: Sequence[Standing], size: float) -> None:
     about = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "rotation": 90}
     about |= {"fontsize": size - 1.5, "color": SOFT, "va": "bottom"}
     retrained = next((row.forget for row in rows if row.result.is_reference), None)
-    if retrained:
+    if retrained and len({row.result.setting for row in rows}) == 1:  # else it is not everybody's level
         if retrained.interval:
             axes.axvspan(*retrained.interval, color=ACCENT, alpha=0.12, linewidth=0, zorder=0)
         axes.axvline(retrained.value, color=ACCENT, alpha=0.5, linewidth=0.8, zorder=0)

@@ -124,6 +124,19 @@ class Result:
     def setting_text(self) -> str:
         return f"{self.benchmark}, forget {self.forget_ratio} %, {self.shot}, multiple choice by {self.mcq}"
 
+    def asked_otherwise(self, other: Result) -> list[str]:
+        """In what this row was asked otherwise than another of its setting, in words; what older files do not
+        tell is left out."""
+        own, theirs = (r.content.get("settings", {}) for r in (self, other))
+        names = [n for n in ASKED if n in own and n in theirs and own[n] != theirs[n]]
+        found = [f"{name} {own[name]}, not {theirs[name]}" for name in names]
+        if self.shot == "few_shot" and not names and own.get("examples") != theirs.get("examples"):
+            found.append("other solved examples")
+        data, base = own.get("data", {}), theirs.get("data", {})
+        if parts := [part for part in data if base.get(part, data[part]) != data[part]]:
+            found.append(f"other questions or pictures in {', '.join(parts)}")
+        return found
+
     @property
     def judge(self) -> str | None:
         """Who graded the generated answers, and by which prompt, as eval/judge.py has it."""
@@ -363,6 +376,9 @@ def training_of(model: str | Path) -> dict[str, Any]:
         return {"script": str(run["script"])} | given
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no record of a training ({error!r}); take it away") from error
+
+
+ASKED = ("shots", "max_new_tokens")  # settings that are the same in rows that are subtracted
 
 
 def other_ratio(trained: dict[str, Any], forget_ratio: int) -> int | None:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from eval.results.compare import cell_numbers, doubt, splits_of, vanilla_row
+from eval.results.compare import cell_numbers, doubt, reference_row, splits_of, vanilla_row
 from eval.results.read import Result, other_ratio
 from eval.results.summary import is_below_chance, is_unreadable
 from eval.tasks import FACTUALITY, METRICS, Metric
@@ -26,6 +26,12 @@ def remarks(results: Sequence[Result]) -> list[str]:
         *_score_remarks(results),
         *_small_splits(results),
     ]
+
+
+def warnings(results: Sequence[Result]) -> list[str]:
+    """Those that no verdict may be read without; few people are told where verdicts are."""
+    told = [*_setting_remarks(results), *_vanilla_remarks(results), *_score_remarks(results)]
+    return [line for line in told if line.startswith("warning")]
 
 
 def _setting_remarks(results: Sequence[Result]) -> list[str]:
@@ -72,6 +78,18 @@ def _vanilla_remarks(results: Sequence[Result]) -> list[str]:
     other = [r.label for r in results if (base := vanilla_row(r, results)) and _other_questions(r, base)]
     if other:
         lines.append(f"warning: other questions or question counts than vanilla in {', '.join(other)}")
+    ways = [(r, r.asked_otherwise(base)) for r in results if (base := vanilla_row(r, results))]
+    rows = [f"{r.label} ({'; '.join(way)})" for r, way in ways if way]
+    if rows:
+        lines.append(f"warning: asked otherwise than vanilla, so differences mislead: {', '.join(rows)}")
+    settings = [result.setting for result in results if result.is_reference]
+    twice = [r for r in results if r.is_reference and settings.count(r.setting) > 1]
+    if twice:
+        used = dict.fromkeys(reference_row(r, results).label for r in twice)
+        lines.append(
+            f"warning: several retrained rows ({', '.join(r.label for r in twice)}); compared is with"
+            f" {', '.join(used)} (choose by --reference)"
+        )
     return lines
 
 

@@ -147,6 +147,8 @@ def gate_summary(results: Sequence[Result]) -> list[str]:
     """The gate in few words: what there was to forget by multiple choice about pictures, and the measures by
     which there was nothing."""
     lines = gate_lines(results)
+    if len({r.setting for r in results if r.is_vanilla and reference_row(r, results)}) > 1:
+        return lines
     vqa = next((gate for gate in gates(results) if gate.metric.key == "vqa" and gate.open), None)
     if vqa is None:
         return lines
@@ -157,7 +159,19 @@ def gate_summary(results: Sequence[Result]) -> list[str]:
 
 
 def gate_lines(results: Sequence[Result]) -> list[str]:
-    """What there was to forget, by measure and modality; "warning" where a measure says nothing about it."""
+    """What there was to forget, by measure and modality; "warning" where a measure says nothing about it. Of
+    each setting, named where there are several."""
+    settings = {r.setting: r.setting_text for r in results if r.is_vanilla and reference_row(r, results)}
+    if len(settings) < 2:
+        return _gate_lines(results)
+    return [
+        f"{line} ({text})"
+        for setting, text in settings.items()
+        for line in _gate_lines([r for r in results if r.setting == setting])
+    ]
+
+
+def _gate_lines(results: Sequence[Result]) -> list[str]:
     if not any(r.is_vanilla and reference_row(r, results) for r in results):
         return [
             "No vanilla and retrained model (*_reference.py, or --reference FOLDER) of one setting: how much"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils import cli
+from utils.run.ending import first_line
 from utils.run.figures import INK, new_figure, plain
 
 if TYPE_CHECKING:
@@ -47,16 +48,30 @@ def tracker(args, accelerator: Accelerator, folder: Path) -> Iterator[Callable[[
     accelerator.log_with = filter_trackers([args.report_to], str(folder))
     accelerator.init_trackers(PROJECT, settings, {"wandb": named, "trackio": named})
 
+    told: list[str] = []
+
+    def unhurt(act: Callable, *words, **more) -> None:
+        """What a tracker raises, a lost network for instance, is told once and stops no training."""
+        try:
+            act(*words, **more)
+        except Exception as why:  # whatever its package raises
+            if not told:
+                print(
+                    f"\nnote: --report_to {args.report_to}: {first_line(why)}; the run goes on",
+                    file=sys.stderr,
+                )
+            told.append(str(why))
+
     def track(record: dict[str, Any]) -> None:
         names = ("loss", "grad_norm", "ce")
         values = {f"{record['phase']}/{name}": record[name] for name in names if name in record}
-        accelerator.log(values | {"lr": record["lr"]}, step=record["step"])
+        unhurt(accelerator.log, values | {"lr": record["lr"]}, step=record["step"])
 
     try:
         yield track
     finally:
         for each in accelerator.trackers:
-            each.finish()
+            unhurt(each.finish)
 
 
 def draw_losses(records: list[dict[str, Any]], path: Path) -> None:

@@ -49,9 +49,12 @@ def is_table(folder: Path) -> bool:
 
 def shard_problem(files: Iterable[Path]) -> str | None:
     """Why these are not all shards of one table, by their names; None for names of somebody's own."""
+    files = list(files)
     shards = [SHARD.fullmatch(file.name) for file in files]
-    if not all(shards):
+    if not any(shards):
         return None
+    if odd := [file.name for file, shard in zip(files, shards) if not shard]:
+        return f"{', '.join(odd)} beside files train-…-of-….parquet: a copy, whose rows would count twice?"
     sizes, here = {int(shard[2]) for shard in shards}, {int(shard[1]) for shard in shards}
     missing = [k for k in range(max(sizes, default=0)) if k not in here]
     if len(sizes) > 1:
