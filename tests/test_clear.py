@@ -130,6 +130,19 @@ def test_a_retain_perturbed_of_the_ratio_comes_first(copy):
     assert len(asked) == 4 and {q.picture_ref["table"] for q in asked} == {"retain90_perturbed"}
 
 
+def test_a_perturbed_caption_that_is_the_caption_is_no_wrong_answer(copy):
+    rows = read_table(copy / "forget10_perturbed")
+    right, wrong = rows[0]["paraphrased_caption"], rows[0]["perturbed_captions"]
+    rows[0]["perturbed_captions"] = [right.upper(), *wrong[1:]]
+    write_table(copy / "forget10_perturbed", rows, like=copy / "forget10_perturbed")
+    asked = [q for q in bench_of(copy).questions("forget", 1) if q.task == "truth_ratio"]
+    assert list(asked[0].options.values()) == [right, *wrong[1:]]
+    rows[0]["perturbed_captions"] = [right] * len(wrong)
+    write_table(copy / "forget10_perturbed", rows, like=copy / "forget10_perturbed")
+    (bench := bench_of(copy)).questions("forget", 1)
+    assert "no perturbed caption is another than the caption" in bench.problems.lines[0]
+
+
 def test_without_full_tofu(copy, nano):
     shutil.rmtree(copy / "full+tofu")
     bench = bench_of(copy)

@@ -149,3 +149,19 @@ def test_by_modality_keeps_order():
     other = sample(picture=picture_cell(), id="c")
     assert by_modality([with_one, without, other]) == [[with_one, other], [without]]
     assert by_modality([without]) == [[without]]
+
+
+def test_a_tokenizer_that_appends_a_token_is_refused(processors):
+    """Its </s> would count as the answer's, and push the first token of the answer out of the labels."""
+    import copy
+
+    from tokenizers.processors import TemplateProcessing
+
+    processor = copy.copy(processors["llava"])
+    processor.tokenizer = copy.deepcopy(processor.tokenizer)
+    eos = processor.tokenizer.eos_token
+    processor.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {eos}", special_tokens=[(eos, processor.tokenizer.eos_token_id)]
+    )
+    with pytest.raises(ValueError, match="appends a token to every text"):
+        Chat(processor)
