@@ -158,6 +158,27 @@ def test_kl_is_zero_at_the_start_and_the_divergence_later(setting, tiny, family)
     assert torch.allclose(kl, divergence, rtol=1e-3, atol=1e-5)
 
 
+def test_a_model_that_caps_its_logits_is_not_compared_by_its_head(train_args, monkeypatch, capsys):
+    load = models.load_model
+
+    def capped(*args):
+        model = load(*args)
+        forward = model.forward
+
+        def cap(*words, **more):
+            out = forward(*words, **more)
+            out.logits = 30 * torch.tanh(out.logits / 30)
+            return out
+
+        model.forward = cap
+        return model
+
+    monkeypatch.setattr(models, "load_model", capped)
+    with pytest.raises(SystemExit) as end:
+        run_script("MLLMU_KL_Min.py", *train_args())
+    assert end.value.code == 2 and "give --kl_positions all" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("method", "lora"), [("NPO", True), ("KL_Min", True), ("KL_Min", False)])
 def test_the_vanilla_model_is_loaded_once(method, lora, train_args, tiny, monkeypatch):
     """What the trainer's own model says, before the first step or with its adapter off, is what one loaded

@@ -35,15 +35,22 @@ def label_logits(model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch
 
 def label_states(model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """The last hidden states from which the head makes the logits of `label_logits`: (N, H), and sample
-    indices (N,)."""
+    indices (N,). Raises ValueError where the model scales or caps what its head gives, as Gemma 2 does, so
+    that states and head are not enough."""
+    import torch
+
     seen = []
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    head = model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda _, inputs, output: seen.extend((inputs[0], output)))
     try:
-        _, _, rows = label_logits(model, batch)
+        logits, _, rows = label_logits(model, batch)
     finally:
         hook.remove()
     labelled = batch.labels[:, 1:] != IGNORE
-    return seen[0][labelled[:, labelled.any(dim=0)]], rows
+    states, output = (of[labelled[:, labelled.any(dim=0)]] for of in seen)
+    if not torch.equal(output.float(), logits):
+        raise ValueError("this model changes the logits behind its head")
+    return states, rows
 
 
 def token_nll(model, batch: Batch) -> torch.Tensor:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from utils import families, models
 from utils.data import Sample
 from utils.losses import label_states, sequence_log_prob
+from utils.run.ending import fail
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +60,10 @@ class AnswerStates:
         def keep(model, batch: Batch) -> None:
             # copies: the weights may train, or be views into the mapped file of the whole model
             self.head = self.head or [whole(p).clone() for p in model.get_output_embeddings().parameters()]
-            states, rows = label_states(model, batch)  # (N, H), (N,)
+            try:
+                states, rows = label_states(model, batch)  # (N, H), (N,)
+            except ValueError as why:
+                fail(f"--kl_positions: {why}, from which KL is taken; give --kl_positions all")
             for row, sample_id in enumerate(batch.ids):
                 self.by_id[sample_id] = states[rows == row].cpu()
 
