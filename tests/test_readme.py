@@ -58,9 +58,13 @@ def test_every_command_of_the_readme_runs_as_printed(nano, tmp_path, monkeypatch
         assert done.returncode == 0, f"{script} {words}\n{done.stderr}"
         if again:  # what it starts, in this process, which has torch loaded
             run_script(*shlex.split(done.stdout), "--gpus", "0")
-    for made in ("MMUnlearner/run.json", "MMUnlearner/zero_shot/forget05/results.json", "clear/GA/run.json"):
+    for made in (
+        "mllmu/MMUnlearner/run.json",
+        "mllmu/GA/zero_shot/forget05/results.json",
+        "clear/GA/run.json",
+    ):
         assert (tmp_path / "runs" / made).is_file(), made
-    assert (tmp_path / "runs/report.html").stat().st_size > 10_000
+    assert (tmp_path / "runs/mllmu.html").stat().st_size > 10_000
 
 
 def test_every_script_is_in_the_readme():

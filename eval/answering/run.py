@@ -65,7 +65,7 @@ def check_evaluation(args, questions: list[Question], bench) -> None:
     if twice:  # answers are kept by the id: one of the two would never be asked
         args.problems.add(f"--data_split_dir: {len(twice)} ids are of several questions, e.g. {twice[0]}")
     counts = {split: sum(q.split == split for q in questions) for split in args.splits}
-    if not questions:
+    if not questions and not args.problems.lines:
         args.problems.add(
             f"--tasks: there are no questions of {', '.join(args.tasks)} in {', '.join(args.splits)}"
         )
