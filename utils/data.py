@@ -80,13 +80,10 @@ def drop_bad_pictures(items: list, flag: str, skip: bool, problems: Problems) ->
 
 def fingerprint(items: Iterable[Sample | Question]) -> str:
     """16 hex digits that change whenever a question, an answer, a picture or the order changes."""
-    digest, pictures = hashlib.sha256(), {}
+    digest = hashlib.sha256()
     for item in items:
         answer = item.answer if isinstance(item, Sample) else repr((item.truth, item.options))
         digest.update(f"{item.id}\0{item.question}\0{answer}\0".encode())
         if item.picture is not None:
-            key = id(item.picture)
-            if key not in pictures:
-                pictures[key] = hashlib.sha256(item.picture.data).digest()
-            digest.update(pictures[key])
+            digest.update(item.picture.digest)
     return digest.hexdigest()[:16]

@@ -64,7 +64,6 @@ def check_evaluation(args, questions: list[Question], bench) -> None:
     twice = [name for name, count in Counter(q.id for q in questions).items() if count > 1]
     if twice:  # answers are kept by the id: one of the two would never be asked
         args.problems.add(f"--data_split_dir: {len(twice)} ids are of several questions, e.g. {twice[0]}")
-    counts = {split: sum(q.split == split for q in questions) for split in args.splits}
     if not questions and not args.problems.lines:
         args.problems.add(
             f"--tasks: there are no questions of {', '.join(args.tasks)} in {', '.join(args.splits)}"
@@ -73,6 +72,7 @@ def check_evaluation(args, questions: list[Question], bench) -> None:
     print(cli.given(args))
     for line in [*bench.notes, *notes]:
         print(f"note: {line}")
+    counts = {split: sum(q.split == split for q in questions) for split in args.splits}
     print("questions: " + ", ".join(f"{split} {n}" for split, n in counts.items()))
     print(f"multiple choice by {args.mcq} ({why})")
     ratio = other_ratio(args.trained, args.forget_ratio)
@@ -160,7 +160,7 @@ def _vanilla(args, questions: list[Question], bench) -> list[Prediction]:
             args.problems.add(f"--vanilla_dir: it was evaluated with --{name} {was}, not {value}")
     comparable = before["seed"] == args.seed and not args.skip_bad_rows
     data = settings.get("data", {}) if comparable else {}
-    now_asked = _fingerprints(questions)
+    now_asked = _fingerprints(questions) if data else {}
     if other := [part for part in data if now_asked.get(part, data[part]) != data[part]]:
         args.problems.add(
             f"--vanilla_dir: it was asked other questions, or about other pictures, in {', '.join(other)}"

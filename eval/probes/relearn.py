@@ -113,7 +113,7 @@ class Lessons:
 
     def _fact(self, question: Question) -> str:
         if self.clear and question.picture is not None:
-            return hashlib.sha256(question.picture.data).hexdigest()
+            return question.picture.digest.hex()
         return same_text(truth_of(question))
 
     def _half(self, person: str, facts: set[str]) -> list[str]:

@@ -147,7 +147,7 @@ def gate_summary(results: Sequence[Result]) -> list[str]:
     """The gate in few words: what there was to forget by multiple choice about pictures, and the measures by
     which there was nothing."""
     lines = gate_lines(results)
-    if len({r.setting for r in results if r.is_vanilla and reference_row(r, results)}) > 1:
+    if len(_gated(results)) > 1:
         return lines
     vqa = next((gate for gate in gates(results) if gate.metric.key == "vqa" and gate.open), None)
     if vqa is None:
@@ -161,7 +161,7 @@ def gate_summary(results: Sequence[Result]) -> list[str]:
 def gate_lines(results: Sequence[Result]) -> list[str]:
     """What there was to forget, by measure and modality; "warning" where a measure says nothing about it. Of
     each setting, named where there are several."""
-    settings = {r.setting: r.setting_text for r in results if r.is_vanilla and reference_row(r, results)}
+    settings = _gated(results)
     if len(settings) < 2:
         return _gate_lines(results)
     return [
@@ -171,8 +171,13 @@ def gate_lines(results: Sequence[Result]) -> list[str]:
     ]
 
 
+def _gated(results: Sequence[Result]) -> dict[tuple, str]:
+    """The settings that have a vanilla and a retrained row, in words."""
+    return {r.setting: r.setting_text for r in results if r.is_vanilla and reference_row(r, results)}
+
+
 def _gate_lines(results: Sequence[Result]) -> list[str]:
-    if not any(r.is_vanilla and reference_row(r, results) for r in results):
+    if not _gated(results):
         return [
             "No vanilla and retrained model (*_reference.py, or --reference FOLDER) of one setting: how much"
             " there was to forget, and how low is low enough, is not known."

@@ -220,7 +220,7 @@ class State:
     def check_room(self, weights: Iterable[torch.Tensor], saved_as: torch.dtype) -> None:
         """Before the first step, ask whether the disk has room: for the model, and for two states, one of
         them being written. Raises SystemExit for what was asked for and has no room."""
-        weights, acc = list(weights), self.accelerator
+        weights = list(weights)
         model = sum(w.numel() for w in weights) * saved_as.itemsize
         moments = 8 * sum(w.numel() for w in weights if w.requires_grad)  # two in fp32, at most
         one = sum(w.numel() * w.itemsize for w in weights) + moments
@@ -233,7 +233,7 @@ class State:
             needs = f"a training state needs {size(one)}, twice while it is written{says}"
             if self.every:
                 cli.fail(f"--save_steps: {needs}; --save_steps 0 keeps none")
-            acc.print(f"note: {needs}: none is kept on the way")
+            self.accelerator.print(f"note: {needs}: none is kept on the way")
             self.every = 0
 
     def keep(self, step: int, content: dict[str, Any]) -> None:

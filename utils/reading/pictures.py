@@ -6,6 +6,7 @@ what its numbers mean; one whose black and white are not known is refused, by `p
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 import zlib
@@ -52,6 +53,11 @@ class Picture:
     def problem(self) -> str | None:
         """Why the picture cannot be read, or None."""
         return self._looked_at[1]
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of its bytes, computed once."""
+        return hashlib.sha256(self.data).digest()
 
     def _open(self) -> Image:
         from PIL import Image
